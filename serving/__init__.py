@@ -1,0 +1,1 @@
+"""What the Triton model adapters call: engines, tensors, tracking, mel, and the server launcher."""

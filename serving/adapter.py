@@ -1,0 +1,92 @@
+"""What every model.py shares: read tensors of a request, build the response, turn exceptions into Triton errors.
+
+Importable only inside Triton's Python backend, which provides `triton_python_backend_utils`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+
+from polylip.serving.errors import UnsupportedError
+
+Outputs = Mapping[str, npt.NDArray[Any] | str | list[str]]
+
+
+def parameters(args: Mapping[str, str]) -> dict[str, str]:
+    """The `parameters` of the model's config.pbtxt, from the `args` of `initialize`."""
+    config = json.loads(args["model_config"])
+    return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+
+
+def version_dir(args: Mapping[str, str]) -> str:
+    """The folder that holds model.py and the files beside it."""
+    return f"{args['model_repository']}/{args['model_version']}"
+
+
+def array(request: Any, name: str) -> npt.NDArray[Any]:
+    """The numeric input `name`."""
+    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()  # type: ignore[no-any-return]
+
+
+def optional_array(request: Any, name: str) -> npt.NDArray[Any] | None:
+    """The numeric input `name`, or None when the request leaves it out."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def optional_int(request: Any, name: str) -> int | None:
+    """The integer input `name` of shape [1], or None when the request leaves it out."""
+    value = optional_array(request, name)
+    return None if value is None else int(value.reshape(-1)[0])
+
+
+def text(request: Any, name: str, default: str = "") -> str:
+    """The string input `name` of shape [1], or `default` when the request leaves it out."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is None:
+        return default
+    value = tensor.as_numpy().reshape(-1)
+    if value.size != 1:
+        raise ValueError(f"{name} must hold one string, it holds {value.size}")
+    return str(value[0].decode("utf-8"))
+
+
+def response(outputs: Outputs) -> Any:
+    """A response with these tensors; a str becomes a STRING tensor of shape [1], a list of str one of shape [n]."""
+    return pb_utils.InferenceResponse([_tensor(name, value) for name, value in outputs.items()])
+
+
+def error_response(error: Exception, model: str) -> Any:
+    """The Triton error for an exception: the caller's fault keeps its message, anything else is logged in full."""
+    if isinstance(error, UnsupportedError):
+        code = pb_utils.TritonError.UNSUPPORTED
+    elif isinstance(error, ValueError):
+        code = pb_utils.TritonError.INVALID_ARG
+    else:
+        code = pb_utils.TritonError.INTERNAL
+        pb_utils.Logger.log_error(f"{model}: {type(error).__name__}: {error}")
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{model}: {error}", code))
+
+
+def answer(model: str, handle: Callable[[Any], Outputs], requests: list[Any]) -> list[Any]:
+    """One response per request, in order; a request that fails does not touch the others."""
+    responses = []
+    for request in requests:
+        try:
+            responses.append(response(handle(request)))
+        except Exception as error:  # the process must outlive any request
+            responses.append(error_response(error, model))
+    return responses
+
+
+def _tensor(name: str, value: npt.NDArray[Any] | str | list[str]) -> Any:
+    if isinstance(value, np.ndarray):
+        return pb_utils.Tensor(name, np.ascontiguousarray(value))
+    strings = [value] if isinstance(value, str) else value
+    return pb_utils.Tensor(name, np.array([s.encode("utf-8") for s in strings], dtype=np.object_))

@@ -1,0 +1,196 @@
+"""Starts a tritonserver of a profile on loopback, waits until real inferences answer, and stops it on every path."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from polylip.serving.doctor import require_ready
+from polylip.serving.errors import EngineError
+from polylip.serving.guard import GRACE_S
+from polylip.serving.probe import is_ready, probe_models
+from polylip.serving.runtime import find_model_repository, find_runtime, prepare_backends, server_environment
+
+LOOPBACK = "127.0.0.1"
+START_TIMEOUT_S = 120.0  # the lite profile takes 5 to 10 s on two cores; a busy machine several times that
+READY_POLL_S = 0.1
+KEPT_LOGS = 10
+PORT_TRIES = 3  # a port seen free can be taken by another program before the server binds it
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How to start a server. Port 0 means any free one; None means that the protocol is off."""
+
+    profile: str = "lite"
+    model_repository: Path | None = None  # None: the one of this checkout
+    grpc_port: int = 0
+    http_port: int | None = None  # nothing of ours needs HTTP
+    metrics_port: int | None = 0
+    log_path: Path | None = None  # None: a new file in the state folder, of which the last KEPT_LOGS are kept
+    start_timeout_s: float = START_TIMEOUT_S
+
+
+class Server:
+    """A running tritonserver behind its guard."""
+
+    def __init__(self, guard: subprocess.Popen[bytes], options: ServerOptions, ports: Ports, log_path: Path) -> None:
+        self._guard = guard
+        self.options = options
+        self.ports = ports
+        self.log_path = log_path
+
+    @property
+    def url(self) -> str:
+        """`host:port` of the gRPC endpoint."""
+        return f"{LOOPBACK}:{self.ports.grpc}"
+
+    @property
+    def alive(self) -> bool:
+        return self._guard.poll() is None
+
+    def wait(self) -> int:
+        """Block until the server ends by itself; its exit status."""
+        return self._guard.wait()
+
+    def stop(self) -> None:
+        """End the server and everything it started. Safe to call twice."""
+        if self._guard.stdin is not None:
+            self._guard.stdin.close()
+        try:
+            self._guard.wait(3 * GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports in use; None where a protocol is off."""
+
+    grpc: int
+    http: int | None
+    metrics: int | None
+
+
+@contextmanager
+def running_server(options: ServerOptions) -> Iterator[Server]:
+    """A server that answers inferences, stopped when the block ends. Raises MissingError, EngineError."""
+    server = start_server(options)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def start_server(options: ServerOptions) -> Server:
+    """Start and wait until every model answers a real inference. Raises MissingError, EngineError."""
+    require_ready(options.profile, options.model_repository)
+    for attempt in range(PORT_TRIES):
+        server = _spawn(options)
+        try:
+            _wait_until_answering(server, options.start_timeout_s)
+            return server
+        except BaseException as error:
+            server.stop()
+            if isinstance(error, _PortTakenError) and options.grpc_port == 0 and attempt + 1 < PORT_TRIES:
+                continue
+            raise
+    raise AssertionError("unreachable")
+
+
+class _PortTakenError(EngineError):
+    """Another program got the port first."""
+
+
+def _spawn(options: ServerOptions) -> Server:
+    runtime = find_runtime()
+    repository = options.model_repository or find_model_repository()
+    run_dir = Path(tempfile.mkdtemp(prefix="polylip-"))
+    ports = _choose_ports(options)
+    log_path = (options.log_path or _new_log_path()).absolute()
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f"polylip_{os.getpid()}_{secrets.token_hex(4)}_"
+    command = [
+        str(runtime.binary),
+        f"--model-repository={repository.resolve()}",
+        f"--model-config-name={options.profile}",
+        f"--backend-directory={prepare_backends(runtime, run_dir / 'backends')}",
+        f"--backend-config=python,shm-region-prefix-name={prefix}",
+        *_address_flags(ports),
+    ]
+    guard = subprocess.Popen(
+        [sys.executable, "-m", "polylip.serving.guard", str(run_dir), str(log_path), prefix, "--", *command],
+        stdin=subprocess.PIPE,
+        env=server_environment(runtime),
+        start_new_session=True,  # Ctrl-C reaches this process, which then stops the server in order
+    )
+    return Server(guard, options, ports, log_path)
+
+
+def _address_flags(ports: Ports) -> list[str]:
+    flags = [f"--grpc-address={LOOPBACK}", f"--grpc-port={ports.grpc}"]
+    for name, port in (("http", ports.http), ("metrics", ports.metrics)):
+        if port is None:
+            flags.append(f"--allow-{name}=false")
+        else:
+            flags += [f"--allow-{name}=true", f"--{name}-address={LOOPBACK}", f"--{name}-port={port}"]
+    return flags
+
+
+def _choose_ports(options: ServerOptions) -> Ports:
+    """The wanted ports, with a free one for each 0."""
+    with ExitStack() as held:  # hold each until all are chosen, so that no two are the same
+
+        def free() -> int:
+            probe = held.enter_context(socket.socket())
+            probe.bind((LOOPBACK, 0))
+            return int(probe.getsockname()[1])
+
+        def choose(wanted: int | None) -> int | None:
+            return wanted if wanted is None or wanted > 0 else free()
+
+        return Ports(options.grpc_port or free(), choose(options.http_port), choose(options.metrics_port))
+
+
+def _wait_until_answering(server: Server, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_ready(server.url):
+        if not server.alive:
+            raise _explain_exit(server)
+        if time.monotonic() > deadline:
+            raise EngineError(f"tritonserver did not load within {timeout_s:.0f} s; log: {server.log_path}")
+        time.sleep(READY_POLL_S)
+    failure = probe_models(server.url, server.options.model_repository or find_model_repository())
+    if failure is not None:
+        raise EngineError(f"tritonserver is up but does not work: {failure}; log: {server.log_path}")
+
+
+def _explain_exit(server: Server) -> EngineError:
+    """The most telling line of the log of a server that ended while starting."""
+    log = server.log_path.read_text(errors="replace")
+    if "Address already in use" in log or "failed to start GRPC service" in log.lower():
+        return _PortTakenError(f"a port is already in use ({server.ports}); choose others; log: {server.log_path}")
+    found = re.findall(r"failed to load '(\S+)' version \d+: (.+)", log) or re.findall(
+        r"^E\d+ .*?\] (\S+) (.+)", log, re.M
+    )
+    cause = f"model {found[0][0]}: {found[0][1]}" if found else "no error in the log"
+    return EngineError(f"tritonserver ended while starting: {cause}; log: {server.log_path}")
+
+
+def _new_log_path() -> Path:
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "polylip"
+    old = sorted(state.glob("server-*.log"))
+    for path in old[: max(0, len(old) + 1 - KEPT_LOGS)]:
+        path.unlink(missing_ok=True)
+    return state / f"server-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"

@@ -1,0 +1,66 @@
+"""A deep probe: one tiny real inference per model of a repository. Readiness alone lies (design section 5.10)."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from polylip.client.wire import CHANNEL_OPTIONS, Inputs, SequencePosition, infer_request, new_sequence_id
+
+READY_TIMEOUT_S = 2.0
+CALL_TIMEOUT_S = 20.0  # the first inference of a Python model may still import its engine
+
+_AUDIO = np.zeros(8000, dtype=np.float32)  # half a second at 16 kHz
+_FRAMES = np.zeros((1, 90, 160, 3), dtype=np.uint8)
+_FACES = np.zeros((1, 96, 96, 3), dtype=np.uint8)
+_INSTANT = np.zeros(1, dtype=np.int64)
+PROBES: dict[str, Inputs] = {
+    "transcribe": {"AUDIO": _AUDIO, "SOURCE_LANGUAGE": "en"},
+    "translate": {"SOURCE_TEXT": "yes", "DETECTED_LANGUAGE": "en", "TARGET_LANGUAGE": "es"},
+    "synthesize": {"TARGET_TEXT": "a", "TARGET_LANGUAGE": "es"},
+    "detect": {"FRAMES": _FRAMES},
+    "mel": {"AUDIO": _AUDIO, "FRAME_OFFSETS_MS": _INSTANT},
+    "lips": {"MEL": np.full((1, 80, 16), -4, dtype=np.float32), "FACES": _FACES},
+    "speech": {"AUDIO": _AUDIO, "SOURCE_LANGUAGE": "en", "TARGET_LANGUAGE": "es", "KNOWN_TEXT": "yes"},
+    "faces": {"FRAMES": _FRAMES, "KEYFRAME_MS": _INSTANT, "QUERY_MS": _INSTANT},  # goes through `track`
+    "lipsync": {"AUDIO": _AUDIO, "FRAME_OFFSETS_MS": _INSTANT, "FACES": _FACES},
+}
+SEQUENCE_MODELS = frozenset({"faces"})
+
+
+def is_ready(url: str) -> bool:
+    """Whether the server says that all its models are loaded."""
+    with grpc.insecure_channel(url, options=CHANNEL_OPTIONS) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        try:
+            return bool(stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=READY_TIMEOUT_S).ready)
+        except grpc.RpcError:
+            return False
+
+
+def probe_models(url: str, repository: Path, timeout_s: float = CALL_TIMEOUT_S) -> str | None:
+    """Infer once with every model in the repository; None when all answer, else the first failure in one line."""
+    with grpc.insecure_channel(url, options=CHANNEL_OPTIONS) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        present = [name for name in PROBES if (repository / name / "config.pbtxt").is_file()]
+        for name in present:
+            failure = _probe(stub, name, timeout_s)
+            if failure:
+                return f"model {name}: {failure}"
+    return None
+
+
+def _probe(stub: service_pb2_grpc.GRPCInferenceServiceStub, model: str, timeout_s: float) -> str | None:
+    sequence = SequencePosition(new_sequence_id(), start=True, end=True) if model in SEQUENCE_MODELS else None
+    request = infer_request(model, PROBES[model], secrets.token_hex(4), sequence)
+    try:
+        for reply in stub.ModelStreamInfer(iter([request]), timeout=timeout_s):
+            if reply.error_message:
+                return str(reply.error_message)
+    except grpc.RpcError as error:
+        return f"{error.code().name}: {error.details()}"
+    return None
