@@ -1,0 +1,180 @@
+"""The `polylip` command. Exit codes: 0 done, 2 unusable input or machine, 3 the server failed, 130 interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from polylip.client import job
+from polylip.client.errors import PolylipError
+from polylip.client.report import print_summary
+from polylip.serving.errors import EngineError, MissingError, UnknownProfileError
+
+EXIT_UNUSABLE = 2
+EXIT_SERVER = 3
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Dub a video into another language, with moving lips, through a Triton Inference Server.",
+    epilog="Exit codes: 0 done; 2 the input or this machine cannot be used; 3 the server failed; 130 interrupted.",
+)
+export_app = typer.Typer(no_args_is_help=True, help="Make the files that the model repository serves.")
+app.add_typer(export_app, name="export")
+err = Console(stderr=True)
+
+Profile = Annotated[str, typer.Option(help="Which engines to serve; `lite` needs no download and no GPU.")]
+
+
+@app.command()
+def dub(
+    input: Annotated[Path, typer.Argument(help="A clip of a person talking: mp4, mov, mkv, webm, ...")],
+    to: Annotated[str, typer.Option("--to", help="Target language, ISO 639-1: es")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Output: .mp4, .mov or .mkv; overwritten if there")],
+    source: Annotated[str, typer.Option("--from", help="Source language, ISO 639-1, or auto")] = "auto",
+    url: Annotated[str | None, typer.Option(help="host:port of a running server; without it, one is started")] = None,
+    profile: Profile = "lite",
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output at the end")] = False,
+) -> None:
+    """Dub INPUT into another language.
+
+    Beside the output: report.json, contact_sheet.png, and subtitles of both languages (.vtt, .srt).
+
+    Example: polylip dub talk.mp4 --to es -o talk.es.mp4
+    """
+    options = job.DubOptions(input, output, to, source, url, profile)
+    result = asyncio.run(_dub_with_progress(options))
+    if as_json:
+        print(json.dumps(result.report.to_dict()))
+    else:
+        print_summary(result.report, Console())
+    if result.complete:
+        err.print(f"{result.video}", highlight=False, soft_wrap=True)
+        return
+    missing = ", ".join(map(str, job.missing_segments(result.report)))
+    _fail(f"the server failed: no dub for segment {missing}; what there is: {result.video}", EXIT_SERVER)
+
+
+@app.command()
+def serve(
+    profile: Profile = "lite",
+    grpc_port: Annotated[int, typer.Option(help="gRPC port on loopback; 0 takes a free one")] = 8001,
+    metrics_port: Annotated[int, typer.Option(help="Prometheus metrics port on loopback; 0 takes a free one")] = 8002,
+    http_port: Annotated[int | None, typer.Option(help="HTTP port on loopback; off unless given")] = None,
+    log: Annotated[Path | None, typer.Option(help="Server log; by default a new file in the state folder")] = None,
+) -> None:
+    """Start a tritonserver on loopback and keep it until Ctrl-C or SIGTERM.
+
+    Says that it is ready when every model has answered a real inference.
+
+    Example: polylip serve --profile lite --grpc-port 8001
+    """
+    from polylip.serving.launcher import ServerOptions, running_server  # noqa: PLC0415  needs the extra `serve`
+
+    options = ServerOptions(profile, grpc_port=grpc_port, metrics_port=metrics_port, http_port=http_port, log_path=log)
+    with running_server(options) as server:
+        print(f"ready: grpc {server.url}, metrics 127.0.0.1:{server.ports.metrics}, log {server.log_path}", flush=True)
+        status = server.wait()
+        _fail(f"tritonserver ended by itself (status {status}); log: {server.log_path}", EXIT_SERVER)
+
+
+@app.command()
+def doctor(
+    profile: Profile = "lite",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON")] = False,
+) -> None:
+    """Check what a profile needs on this machine, without starting anything.
+
+    Example: polylip doctor
+    """
+    from polylip.serving.doctor import run_checks  # noqa: PLC0415  needs nothing but is not needed by a thin client
+
+    checks = run_checks(profile)
+    if as_json:
+        print(json.dumps([vars(check) for check in checks]))
+    else:
+        for check in checks:
+            print(f"{'ok     ' if check.ok else 'MISSING'} {check.name}: {check.detail}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(EXIT_UNUSABLE)
+
+
+@export_app.command("lite")
+def export_lite() -> None:
+    """Make the mouth-warp graph of profile lite and put it into the model repository.
+
+    Example: polylip export lite
+    """
+    from polylip.export.lips_lite import write_graph  # noqa: PLC0415  needs the extra `export`
+    from polylip.serving.doctor import LIPS_LITE  # noqa: PLC0415
+    from polylip.serving.runtime import find_model_repository  # noqa: PLC0415
+
+    print(write_graph(find_model_repository() / LIPS_LITE))
+
+
+async def _dub_with_progress(options: job.DubOptions) -> job.DubResult:
+    """The job with a progress bar on a terminal; SIGTERM ends it like Ctrl-C."""
+    task = asyncio.current_task()
+    if task is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("frames"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        shown = bar.add_task("checking", total=None)
+
+        def show(progress: job.Progress) -> None:
+            bar.update(
+                shown, description=progress.stage, completed=progress.frames, total=progress.frames_total or None
+            )
+
+        return await job.dub(options, show)
+
+
+def _fail(message: str, code: int) -> None:
+    err.print(f"polylip: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _raise_interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point: errors that we raise on purpose become one line and an exit code."""
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        app(standalone_mode=True)
+    except PolylipError as error:
+        _exit(str(error), error.exit_code)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _exit("interrupted; nothing was written", EXIT_INTERRUPTED)
+    except ModuleNotFoundError as error:
+        _exit(f"{error.name} is not installed; run: pip install 'polylip[serve,export]'", EXIT_UNUSABLE)
+    except (MissingError, UnknownProfileError) as error:
+        _exit(str(error), EXIT_UNUSABLE)
+    except EngineError as error:
+        _exit(str(error), EXIT_SERVER)
+
+
+def _exit(message: str, code: int) -> None:
+    err.print(f"polylip: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,29 @@
+"""Errors of the client. Each is one line for a person, naming the cause and the remedy, and has an exit code."""
+
+from __future__ import annotations
+
+
+class PolylipError(Exception):
+    """Base of all errors that the client raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(PolylipError):
+    """The caller's input cannot be used: a file, a language, an output path, an address."""
+
+    exit_code = 2
+
+
+class ServerError(PolylipError):
+    """The server answered a request with an error; the stream lives on."""
+
+    exit_code = 3
+
+
+class DeadlineError(ServerError):
+    """The server did not answer a request within its deadline."""
+
+
+class ServerLostError(ServerError):
+    """The connection to the server is gone: every request still open on it has failed."""

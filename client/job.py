@@ -1,0 +1,273 @@
+"""One dubbing job: checks the input, runs the three branches side by side, leaves the video and its companions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from polylip.client.contact_sheet import write_contact_sheet
+from polylip.client.errors import InputError, PolylipError, ServerError
+from polylip.client.faces import FacesBranch
+from polylip.client.media_in import AudioReader, MediaInfo, probe_media
+from polylip.client.media_out import MediaWriter, output_channels, output_sample_rate
+from polylip.client.mix import AudioBed
+from polylip.client.pulse import Pulse
+from polylip.client.render import Renderer
+from polylip.client.report import write_report
+from polylip.client.results import FaceSample, Report, Status
+from polylip.client.ring import FrameRing
+from polylip.client.speech import SpeechBranch
+from polylip.client.subtitles import write_subtitles
+from polylip.client.timeline import Timeline
+from polylip.client.triton import TritonClient
+from polylip.client.wire import Tensor
+
+CHECK_TIMEOUT_S = 60.0  # the first request after a cold start may still load an engine
+
+
+@dataclass(frozen=True)
+class DubOptions:
+    """What to dub and how."""
+
+    input: Path
+    output: Path
+    target_language: str  # ISO 639-1
+    source_language: str = "auto"
+    url: str | None = None  # host:port of a running server; None starts one for the job
+    profile: str = "lite"  # of the server to start; with a url only a name in the report
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a job is."""
+
+    stage: str
+    frames: int = 0
+    frames_total: int | None = None  # None while unknown
+
+
+@dataclass(frozen=True)
+class DubResult:
+    """What a job left behind."""
+
+    report: Report
+    video: Path
+    files: list[Path] = field(default_factory=list)  # report, subtitles, contact sheet
+
+    @property
+    def complete(self) -> bool:
+        """Whether no segment failed."""
+        return not missing_segments(self.report)
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def missing_segments(report: Report) -> list[int]:
+    """Numbers (from 1) of the segments that have no dub because the server failed."""
+    return [i for i, segment in enumerate(report.segments, 1) if segment.status is Status.ERROR]
+
+
+async def dub(options: DubOptions, on_progress: OnProgress = lambda progress: None) -> DubResult:
+    """Dub a file. Raises InputError (nothing is written); server failures end in a partial result instead."""
+    _check_paths(options)
+    info = await asyncio.to_thread(probe_media, options.input)
+    writer = await asyncio.to_thread(MediaWriter, options.output, info)
+    try:
+        async with _server_url(options, on_progress) as url, TritonClient(url) as client:
+            started = time.monotonic()
+            await _check_languages(client, options)
+            branches = await _run(client, options, info, writer, on_progress)
+            report = _report(options, info, branches, time.monotonic() - started)
+            report.versions["tritonserver"] = client.server_version
+        on_progress(Progress("writing", report.frames, report.frames))
+        result = await asyncio.to_thread(_finish, options, writer, report, branches.renderer.samples)
+    finally:
+        await asyncio.to_thread(writer.discard)
+    return result
+
+
+@dataclass
+class _Branches:
+    """The parts of a finished run that the report is made from."""
+
+    timeline: Timeline
+    ring: FrameRing
+    faces: FacesBranch
+    speech: SpeechBranch
+    renderer: Renderer
+
+
+async def _run(
+    client: TritonClient, options: DubOptions, info: MediaInfo, writer: MediaWriter, on_progress: OnProgress
+) -> _Branches:
+    pulse = Pulse()
+    duration_ms = info.duration_s * 1000 if info.duration_s else None
+    total = round(info.duration_s * info.frame_rate) if info.duration_s else None
+    rate, channels = output_sample_rate(info), output_channels(info)
+    timeline, ring = Timeline(duration_ms, pulse), FrameRing(float(info.frame_rate), pulse)
+    bed = AudioBed(rate, channels)
+    sound = await asyncio.to_thread(AudioReader, info, rate, channels)
+    try:
+        async with client.stream() as speech_stream, client.stream() as faces_stream, client.stream() as lips_stream:
+            renderer = Renderer(
+                info,
+                ring=ring,
+                timeline=timeline,
+                bed=bed,
+                stream=lips_stream,
+                writer=writer,
+                pulse=pulse,
+                on_progress=lambda _, frames: on_progress(Progress("dubbing", frames, total)),
+            )
+            speech = SpeechBranch(
+                timeline=timeline,
+                bed=bed,
+                stream=speech_stream,
+                pulse=pulse,
+                languages=(options.source_language, options.target_language),
+                output_ms=lambda: renderer.position_ms,
+            )
+            faces = FacesBranch(info, ring, faces_stream)
+            with _unwrapped():
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(speech.run(sound))
+                    group.create_task(faces.run())
+                    group.create_task(renderer.run())
+    finally:
+        sound.close()
+    if renderer.counts.frames == 0:
+        raise InputError(f"{info.path}: holds no picture that can be decoded")
+    return _Branches(timeline, ring, faces, speech, renderer)
+
+
+@contextlib.contextmanager
+def _unwrapped() -> Iterator[None]:
+    """Task groups wrap what went wrong in groups; the caller wants the first cause."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            known = [e for e in error.exceptions if isinstance(e, (PolylipError, BaseExceptionGroup))]
+            error = (known or list(error.exceptions))[0]
+        raise error from None
+
+
+@contextlib.asynccontextmanager
+async def _server_url(options: DubOptions, on_progress: OnProgress) -> AsyncIterator[str]:
+    """The given server, or one of our own that ends with the block."""
+    if options.url is not None:
+        yield options.url
+        return
+    try:
+        from polylip.serving.launcher import ServerOptions, start_server  # noqa: PLC0415  needs the extra `serve`
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed; run: pip install 'polylip[serve]', or name a --url") from None
+    on_progress(Progress("starting the server"))
+    server = await asyncio.to_thread(start_server, ServerOptions(profile=options.profile))
+    try:
+        yield server.url
+    finally:
+        await asyncio.shield(asyncio.to_thread(server.stop))
+
+
+async def _check_languages(client: TritonClient, options: DubOptions) -> None:
+    """One tiny request through the whole speech branch: an unsupported pair is refused before any work."""
+    inputs: dict[str, Tensor | str] = {
+        "AUDIO": np.zeros(1, np.float32),
+        "SOURCE_LANGUAGE": options.source_language,
+        "TARGET_LANGUAGE": options.target_language,
+        "KNOWN_TEXT": "yes",
+    }
+    async with client.stream() as stream:
+        try:
+            await stream.call("speech", inputs, CHECK_TIMEOUT_S)
+        except ServerError as error:
+            raise InputError(str(error)) from None
+
+
+def _check_paths(options: DubOptions) -> None:
+    if options.output.exists() and options.input.exists() and options.output.samefile(options.input):
+        raise InputError(f"{options.output}: output and input are the same file; choose another output")
+
+
+def _finish(options: DubOptions, writer: MediaWriter, report: Report, samples: list[FaceSample]) -> DubResult:
+    """Move the video into place and write its companions beside it."""
+    video = options.output
+    if missing_segments(report):
+        video = options.output.with_suffix(f".partial{options.output.suffix}")
+    writer.finish(video)
+    report.output = str(video)
+    folder = video.parent
+    files = [
+        write_report(report, folder / "report.json"),
+        *write_subtitles(report.segments, video, report.source_language, report.target_language),
+        write_contact_sheet(
+            options.input, video, samples, report.segments, folder / "contact_sheet.png", duration_s=report.duration_s
+        ),
+    ]
+    return DubResult(report, video, files)
+
+
+def _report(options: DubOptions, info: MediaInfo, run: _Branches, wall_s: float) -> Report:
+    counts = run.renderer.counts
+    duration_s = info.duration_s or run.renderer.position_ms / 1000
+    return Report(
+        profile=options.profile,
+        input=str(options.input),
+        output=str(options.output),
+        source_language=run.speech.detected_language,
+        target_language=options.target_language,
+        duration_s=duration_s,
+        frames=counts.frames,
+        frames_lipsynced=counts.lipsynced,
+        frames_without_face=counts.without_face,
+        real_time_factor=wall_s / duration_s,
+        wall_s=wall_s,
+        av_offset_ms=run.renderer.offsets.offset_ms,
+        segments=run.timeline.results,
+        versions={
+            "polylip": version("polylip"),
+            "python": platform.python_version(),
+            "av": version("av"),
+            "numpy": version("numpy"),
+        },
+        counters={
+            "key_frames": run.faces.key_frames,
+            "lipsync_calls": counts.lips_calls,
+            "failed_lipsync_calls": counts.lips_failures,
+            "failed_faces_chunks": run.faces.failed_chunks,
+            "ring_capacity": run.ring.capacity,
+            "ring_high_water": run.ring.high_water,
+        },
+        warnings=_warnings(run, duration_s),
+    )
+
+
+def _warnings(run: _Branches, duration_s: float) -> list[str]:
+    counts, segments = run.renderer.counts, run.timeline.results
+    warnings = []
+    if not segments:
+        warnings.append("no speech found: picture and sound pass through unchanged")
+    if counts.without_face == counts.frames:
+        warnings.append("no face found: the sound is dubbed, the picture passes through unchanged")
+    missing = [str(i) for i, s in enumerate(segments, 1) if s.status is Status.ERROR]
+    if missing:
+        reason = next(s.message for s in segments if s.status is Status.ERROR)
+        warnings.append(f"segments without a dub: {', '.join(missing)}, their original sound passes ({reason})")
+    if run.faces.failed_chunks or counts.lips_failures:
+        failed = run.faces.failed_chunks + counts.lips_failures
+        warnings.append(f"{failed} picture requests failed: the frames they cover pass unchanged")
+    over_ms = max([s.dub_end_ms or 0 for s in segments], default=0) - duration_s * 1000
+    if over_ms > 1:
+        warnings.append(f"the last dub runs {over_ms:.0f} ms past the end of the picture: no word is cut")
+    return warnings

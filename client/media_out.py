@@ -1,0 +1,116 @@
+"""Writes the dubbed file: H.264 and AAC with the input's size, frame rate and timestamps, complete or not at all."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from polylip.client.errors import InputError
+from polylip.client.media_in import MediaInfo
+
+Float32 = npt.NDArray[np.float32]
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".m4v")
+X264_OPTIONS = {"preset": "veryfast", "crf": "18"}  # crf 18 is visually lossless; veryfast costs 4 ms per 720p frame
+AUDIO_BIT_RATE = 160_000  # transparent for speech in stereo
+AAC_RATES_HZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
+FALLBACK_RATE_HZ = 48_000
+
+
+def output_sample_rate(info: MediaInfo) -> int:
+    """The input's sample rate where AAC has it, else 48 kHz."""
+    return info.sample_rate_hz if info.sample_rate_hz in AAC_RATES_HZ else FALLBACK_RATE_HZ
+
+
+def output_channels(info: MediaInfo) -> int:
+    """Mono stays mono; everything else becomes stereo."""
+    return 1 if info.channels == 1 else 2
+
+
+def output_pixel_format(info: MediaInfo) -> str:
+    """yuv420p plays everywhere; it cannot hold an odd width or height, yuv444p can."""
+    return "yuv420p" if info.width % 2 == 0 and info.height % 2 == 0 else "yuv444p"
+
+
+class MediaWriter:
+    """Encodes into a temporary file beside the output; `finish` moves it into place, `discard` removes it."""
+
+    def __init__(self, path: Path, info: MediaInfo) -> None:
+        self._path = path
+        self._info = info
+        self._temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+        self._container = self._create()
+        self._video = self._add_video()
+        self._rate = output_sample_rate(info)
+        self._layout = "mono" if output_channels(info) == 1 else "stereo"
+        self._audio = self._container.add_stream("aac", rate=self._rate, layout=self._layout)
+        self._audio.bit_rate = AUDIO_BIT_RATE
+        self._samples = 0
+        self._last_pts: int | None = None
+        self.frames = 0
+
+    def write_frame(self, frame: Any, time_ms: float) -> None:
+        """One picture; its time is kept to the tick of the input's clock."""
+        pts = round(Fraction(time_ms) / 1000 / self._info.video_time_base)
+        if self._last_pts is not None and pts <= self._last_pts:
+            pts = self._last_pts + 1  # encoders need rising timestamps; a broken source may repeat one
+        self._last_pts = pts
+        frame.pts = pts
+        frame.time_base = self._info.video_time_base
+        frame.pict_type = 0  # the encoder decides, not the source's frame type
+        self._container.mux(self._video.encode(frame))
+        self.frames += 1
+
+    def write_audio(self, pcm: Float32) -> None:
+        """PCM float32 (channels, n), following on the last call's."""
+        if pcm.shape[1] == 0:
+            return
+        limited = np.ascontiguousarray(np.clip(pcm, -1.0, 1.0), dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(limited, format="fltp", layout=self._layout)
+        frame.sample_rate = self._rate
+        frame.time_base = Fraction(1, self._rate)
+        frame.pts = self._samples
+        self._samples += pcm.shape[1]
+        self._container.mux(self._audio.encode(frame))
+
+    def finish(self, path: Path | None = None) -> Path:
+        """Complete the file and move it to `path` (the output by default)."""
+        target = path or self._path
+        self._container.mux(self._video.encode())
+        self._container.mux(self._audio.encode())
+        self._container.close()
+        os.replace(self._temporary, target)
+        return target
+
+    def discard(self) -> None:
+        """Leave nothing behind. Safe after `finish`."""
+        self._container.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _create(self) -> Any:
+        if self._path.suffix.lower() not in SUFFIXES:
+            raise InputError(f"{self._path}: unknown output type; end the name in one of: {', '.join(SUFFIXES)}")
+        if self._path.is_dir():
+            raise InputError(f"{self._path}: is a folder; name an output file")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._temporary, "wb"):
+                pass
+            return av.open(str(self._temporary), "w", options={"movflags": "+faststart"})
+        except OSError as error:
+            raise InputError(
+                f"{self._path}: cannot be written ({error.strerror}); choose another output path"
+            ) from None
+
+    def _add_video(self) -> Any:
+        stream = self._container.add_stream("libx264", rate=self._info.frame_rate, options=X264_OPTIONS)
+        stream.width, stream.height = self._info.width, self._info.height
+        stream.pix_fmt = output_pixel_format(self._info)
+        stream.codec_context.time_base = self._info.video_time_base
+        return stream

@@ -1,0 +1,226 @@
+"""The output: takes settled frames from the ring, gives dubbed ones their new mouths, and writes picture and sound.
+
+Two tasks with a bounded queue between them, so that the lips of the next frames are on their way while these are
+blended and encoded. Memory is a few batches of decoded frames.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from polylip.client.blend import FaceCut, cut_face, frame_planes, paste_mouth, to_frame
+from polylip.client.lipsync import LipsRequest, request_lips
+from polylip.client.media_in import MediaInfo, VideoReader
+from polylip.client.media_out import MediaWriter, output_pixel_format
+from polylip.client.mix import AudioBed
+from polylip.client.pulse import Pulse
+from polylip.client.results import FaceSample
+from polylip.client.ring import FrameRing, Slot
+from polylip.client.sync import OffsetMeter
+from polylip.client.timeline import Dub, Timeline
+from polylip.client.triton import TritonStream
+
+MAX_BATCH = 16  # frames per `lipsync` request: beyond it neither onnxruntime nor TensorRT gain much
+BATCH_BYTES = 64 * 1024 * 1024  # of decoded frames: smaller batches for larger pictures
+EDGE_MS = 80.0  # the mouth fades in and out over this time at the ends of a dub
+SOUND_STEP_MS = 500  # of sound written at once behind the last picture
+MAX_SAMPLES = 240  # face samples kept for the contact sheet, however long the video
+
+
+@dataclass
+class _Work:
+    """One frame on its way to the encoder."""
+
+    slot: Slot
+    frame: Any  # av.VideoFrame in the output's pixel format, or its pixels once cut is set
+    dub: Dub | None = None
+    cut: FaceCut | None = None
+
+
+@dataclass
+class _Batch:
+    """Frames with the lips requests that were sent for them, in order."""
+
+    work: list[_Work]
+    requests: list[tuple[LipsRequest, list[_Work]]] = field(default_factory=list)
+
+
+@dataclass
+class RenderCounts:
+    """What the output did."""
+
+    frames: int = 0
+    lipsynced: int = 0
+    without_face: int = 0
+    lips_calls: int = 0
+    lips_failures: int = 0
+
+
+class Renderer:
+    """Writes the output file from the settled part of ring and timeline."""
+
+    def __init__(
+        self,
+        info: MediaInfo,
+        *,
+        ring: FrameRing,
+        timeline: Timeline,
+        bed: AudioBed,
+        stream: TritonStream,
+        writer: MediaWriter,
+        pulse: Pulse,
+        on_progress: Callable[[float, int], None],
+    ) -> None:
+        self._pulse = pulse
+        self._info = info
+        self._ring = ring
+        self._timeline = timeline
+        self._bed = bed
+        self._stream = stream
+        self._writer = writer
+        self._on_progress = on_progress
+        self._format = output_pixel_format(info)
+        frame_bytes = info.width * info.height * 3 // 2
+        self._batch = max(2, min(MAX_BATCH, BATCH_BYTES // frame_bytes))
+        self.counts = RenderCounts()
+        self.offsets = OffsetMeter()
+        self.samples: list[FaceSample] = []
+        self._sample_step = 1
+        self.position_ms = 0.0
+
+    async def run(self) -> None:
+        """Until every frame of the ring is written, and the sound to its end."""
+        reader = VideoReader(self._info)
+        batches: asyncio.Queue[_Batch | None] = asyncio.Queue(1)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write_all(batches))
+                await self._prepare_all(reader, batches)
+                await batches.put(None)
+        finally:
+            reader.close()
+
+    async def _prepare_all(self, reader: VideoReader, batches: asyncio.Queue[_Batch | None]) -> None:
+        while True:
+            await self._pulse.until(lambda: self._ring.ready(self._timeline.safe_ms) or self._ring.finished)
+            slots = self._ring.take(self._batch, self._timeline.safe_ms)
+            if not slots:
+                return
+            frames = await asyncio.to_thread(reader.read, len(slots))
+            # The analysis has seen these frames; a second reader of the same file sees the same ones.
+            work = [
+                _Work(slot, frame, self._timeline.dub_at(slot.time_ms))
+                for slot, (_, frame) in zip(slots, frames, strict=True)
+            ]
+            await asyncio.to_thread(self._cut_faces, work)
+            await batches.put(await self._request_lips(work))
+
+    def _cut_faces(self, work: list[_Work]) -> None:
+        for item in work:
+            if item.dub is not None and item.slot.face is not None:
+                pixels, planes = frame_planes(item.frame, self._format)
+                item.cut = cut_face(planes, item.slot.face.box_px)
+                if item.cut is not None:
+                    item.frame = pixels
+            if item.cut is None and item.frame.format.name != self._format:
+                item.frame = item.frame.reformat(format=self._format)
+
+    async def _request_lips(self, work: list[_Work]) -> _Batch:
+        batch = _Batch(work)
+        group: list[_Work] = []
+        for item in [*work, None]:
+            if group and (item is None or item.cut is None or item.dub is not group[0].dub):
+                batch.requests.append((await self._request_group(group), group))
+                group = []
+            if item is not None and item.cut is not None:
+                group.append(item)
+        return batch
+
+    async def _request_group(self, group: list[_Work]) -> LipsRequest:
+        dub = group[0].dub
+        assert dub is not None  # noqa: S101  a cut is made only under a dub
+        self.counts.lips_calls += 1
+        faces = [item.cut.face for item in group if item.cut is not None]
+        return await request_lips(self._stream, dub, [item.slot.time_ms for item in group], faces)
+
+    async def _write_all(self, batches: asyncio.Queue[_Batch | None]) -> None:
+        while (batch := await batches.get()) is not None:
+            for request, group in batch.requests:
+                mouths = await request.mouths()
+                if mouths is None:
+                    self.counts.lips_failures += 1
+                else:
+                    await asyncio.to_thread(self._blend, group, mouths)
+            sound = self._bed.render(batch.work[-1].slot.time_ms, self._timeline.active)
+            await asyncio.to_thread(self._encode, batch.work, sound)
+            self._moved_to(batch.work[-1].slot.time_ms)
+        await self._write_rest_of_sound()
+
+    async def _write_rest_of_sound(self) -> None:
+        """The sound may go on behind the last picture, a dub too: words are never cut."""
+        complete = False
+        while not complete:
+            await self._pulse.until(
+                lambda: self._timeline.complete or self._timeline.safe_ms > self.position_ms + SOUND_STEP_MS
+            )
+            complete = self._timeline.complete
+            active = self._timeline.active
+            ends_ms = [self._bed.end_ms, *(dub.end_ms for dub in active if dub.ended)]
+            until_ms = max(ends_ms) if complete else min(self._timeline.safe_ms, self._bed.end_ms)
+            await asyncio.to_thread(self._writer.write_audio, self._bed.render(until_ms, active))
+            self._moved_to(max(until_ms, self.position_ms))
+        self._forget_written(float("inf"))
+
+    def _blend(self, group: list[_Work], mouths: Any) -> None:
+        for item, mouth in zip(group, mouths, strict=True):
+            if item.cut is None or item.dub is None:
+                continue
+            opening = paste_mouth(item.cut, mouth, self._strength(item.dub, item.slot.time_ms))
+            self.offsets.add(item.dub, item.slot.time_ms, opening)
+            self.counts.lipsynced += 1
+
+    def _strength(self, dub: Dub, time_ms: float) -> float:
+        since = time_ms - (dub.start_ms or 0) + 1000 / float(self._info.frame_rate)
+        left = dub.end_ms - time_ms if dub.ended else EDGE_MS
+        return min(1.0, since / EDGE_MS, left / EDGE_MS)
+
+    def _encode(self, work: list[_Work], sound: Any) -> None:
+        for item in work:
+            frame = item.frame if item.cut is None else to_frame(item.frame, self._format)
+            self._writer.write_frame(frame, item.slot.time_ms)
+            self._count(item)
+        self._writer.write_audio(sound)
+
+    def _count(self, item: _Work) -> None:
+        self.counts.frames += 1
+        face = item.slot.face
+        if face is None:
+            self.counts.without_face += 1
+        if item.slot.index % self._sample_step == 0:
+            self.samples.append(
+                FaceSample(
+                    frame=item.slot.index,
+                    time_ms=round(item.slot.time_ms),
+                    box_px=None if face is None else face.box_px,
+                    track_id=None if face is None else face.track_id,
+                    lipsynced=item.cut is not None,
+                )
+            )
+        if len(self.samples) > MAX_SAMPLES:
+            self._sample_step *= 2
+            self.samples = self.samples[::2]
+
+    def _moved_to(self, time_ms: float) -> None:
+        self.position_ms = time_ms
+        self._forget_written(time_ms)
+        self._pulse.beat()
+        self._on_progress(time_ms, self.counts.frames)
+
+    def _forget_written(self, time_ms: float) -> None:
+        for dub in self._timeline.written(time_ms):
+            self.offsets.close(dub)
+            dub.result.latency_ms.total = (time.monotonic() - dub.closed_at) * 1000

@@ -1,0 +1,80 @@
+"""What a dubbing job leaves behind: one result per segment, samples of the faces seen, and the report around them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Status(StrEnum):
+    """How a segment ended. A segment ends exactly once."""
+
+    DUBBED = "dubbed"
+    NO_SPEECH = "no_speech"  # the recogniser heard no words: the original sound passes
+    TOO_LATE = "too_late"  # it could not start within the allowed lateness: the original sound passes
+    ERROR = "error"  # the server failed: the original sound passes
+
+
+@dataclass
+class Latency:
+    """Milliseconds of wall time of one segment, each measured at the client."""
+
+    queue: float = 0.0  # segment closed -> request sent
+    first_audio: float = 0.0  # request sent -> first audio chunk
+    speech: float = 0.0  # request sent -> last audio chunk
+    lipsync: float = 0.0  # sum over the segment's `lipsync` calls
+    total: float = 0.0  # segment closed -> its last frame handed to the encoder
+
+
+@dataclass
+class SegmentResult:
+    """One speech segment and its dub. All times are milliseconds on the video's own timeline."""
+
+    id: str
+    start_ms: int
+    end_ms: int
+    dub_start_ms: int | None = None
+    dub_end_ms: int | None = None
+    rate: float = 1.0  # speaking rate the voice used, 1 = its normal speed
+    source_text: str = ""
+    target_text: str = ""
+    status: Status = Status.ERROR
+    message: str = ""
+    latency_ms: Latency = field(default_factory=Latency)
+
+
+@dataclass(frozen=True)
+class FaceSample:
+    """Where the face was in one frame, in pixels of the source picture."""
+
+    frame: int
+    time_ms: int
+    box_px: tuple[float, float, float, float] | None  # x1, y1, x2, y2
+    track_id: int | None
+    lipsynced: bool
+
+
+@dataclass
+class Report:
+    """The content of `report.json`."""
+
+    profile: str
+    input: str
+    output: str
+    source_language: str
+    target_language: str
+    duration_s: float
+    frames: int
+    frames_lipsynced: int
+    frames_without_face: int
+    real_time_factor: float
+    wall_s: float
+    av_offset_ms: float | None
+    segments: list[SegmentResult]
+    versions: dict[str, str]
+    counters: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,156 @@
+"""The dub's timeline: where each segment's new speech sits, how far it is known, and what may be written out.
+
+All times are milliseconds on the video's own clock. Design section 4: placed at the segment's start, later when the
+speech before is still going, never two at once; the video's own timeline never changes.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from polylip.client.pulse import Pulse
+from polylip.client.results import SegmentResult, Status
+from polylip.client.segmentation import Segment
+
+Float32 = npt.NDArray[np.float32]
+
+SPEECH_RATE_HZ = 16_000
+GAP_MS = 80  # least silence between two dubbed segments
+MAX_LATE_MS = 4000  # a dub that would start later than this is dropped: it would no longer fit the picture
+SPILL_MS = 1500  # a dub may run this long into the pause behind its segment before it is spoken faster still
+MIN_SLOT_MS = 300
+# A frame's mel window reaches 212.5 ms past the frame; rounded up to whole hops.
+LOOK_AHEAD_MS = 225
+RAMP_MS = 40  # fade between the original sound and the dub; so much before a change must not be written yet
+
+
+@dataclass(eq=False)
+class Dub:
+    """One segment on its way from closed to written."""
+
+    segment: Segment
+    result: SegmentResult
+    closed_at: float = field(default_factory=time.monotonic)
+    start_ms: int | None = None
+    speech: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))  # 16 kHz, as far as it has come
+    pcm: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))  # mono at the output's rate, levelled
+    ended: bool = False
+
+    @property
+    def received_ms(self) -> float:
+        return len(self.speech) * 1000 / SPEECH_RATE_HZ
+
+    @property
+    def end_ms(self) -> float:
+        """Where the speech received so far ends; the segment's start when there is none."""
+        return (self.segment.start_ms if self.start_ms is None else self.start_ms) + self.received_ms
+
+    @property
+    def audible(self) -> bool:
+        return self.start_ms is not None and len(self.speech) > 0
+
+
+class Timeline:
+    """The segments in order. One event loop owns it; the pulse beats after every change."""
+
+    def __init__(self, duration_ms: float | None, pulse: Pulse) -> None:
+        self._pulse = pulse
+        self.results: list[SegmentResult] = []
+        self._duration_ms = duration_ms
+        self._active: list[Dub] = []
+        self._horizon_ms = 0.0
+        self._free_ms = 0.0  # where the last placed speech ends
+        self._planned_free_ms = 0.0  # where the last requested speech is planned to end
+
+    def add(self, segment: Segment) -> Dub:
+        """A segment has closed."""
+        result = SegmentResult(segment.id, segment.start_ms, segment.end_ms)
+        dub = Dub(segment, result)
+        self._active.append(dub)
+        self.results.append(result)
+        self._pulse.beat()
+        return dub
+
+    def advance(self, horizon_ms: float) -> None:
+        """No segment still to come starts before `horizon_ms`."""
+        self._horizon_ms = horizon_ms
+        self._pulse.beat()
+
+    def plan(self, dub: Dub) -> tuple[int, int]:
+        """(time to fill, time not to exceed) in ms for a segment that is about to be requested."""
+        start = max(dub.segment.start_ms, self._free_ms, self._planned_free_ms)
+        fill = max(dub.segment.end_ms - start, MIN_SLOT_MS)
+        limit = fill + SPILL_MS
+        if self._duration_ms is not None:
+            limit = max(min(limit, self._duration_ms - start), MIN_SLOT_MS)
+        self._planned_free_ms = start + fill
+        return int(fill), int(limit)
+
+    def previous_ended(self, dub: Dub) -> bool:
+        """Whether every segment before this one has ended, so that this one can be placed."""
+        return all(other.ended for other in self._active[: self._active.index(dub)])
+
+    def place(self, dub: Dub) -> bool:
+        """Fix the start; False when it would be too late. Call only after `previous_ended`."""
+        start = max(dub.segment.start_ms, round(self._free_ms + GAP_MS) if self._free_ms else 0)
+        if start - dub.segment.start_ms > MAX_LATE_MS:
+            return False
+        dub.start_ms = start
+        self._pulse.beat()
+        return True
+
+    def append(self, dub: Dub, speech: Float32, pcm: Float32) -> None:
+        """More of the segment's speech, at 16 kHz and at the output's rate."""
+        dub.speech = np.concatenate([dub.speech, speech])
+        dub.pcm = np.concatenate([dub.pcm, pcm])
+        self._free_ms = max(self._free_ms, dub.end_ms)
+        self._pulse.beat()
+
+    def end(self, dub: Dub, status: Status, message: str = "") -> None:
+        """The segment's one and only end. Raises RuntimeError on a second."""
+        if dub.ended:
+            raise RuntimeError(f"segment {dub.segment.index} ended twice")
+        dub.ended = True
+        dub.result.status = status
+        dub.result.message = message
+        if dub.audible:
+            dub.result.dub_start_ms = dub.start_ms
+            dub.result.dub_end_ms = round(dub.end_ms)
+        self._pulse.beat()
+
+    @property
+    def safe_ms(self) -> float:
+        """Everything before this time is settled and may be written."""
+        safe = self._horizon_ms
+        for dub in self._active:
+            if not dub.ended:
+                known = dub.segment.start_ms if dub.start_ms is None else dub.end_ms - LOOK_AHEAD_MS
+                safe = min(safe, max(known, dub.segment.start_ms))
+        return safe - RAMP_MS
+
+    @property
+    def complete(self) -> bool:
+        """Whether no segment is still to come or to end."""
+        return self._horizon_ms == float("inf") and all(dub.ended for dub in self._active)
+
+    def dub_at(self, time_ms: float) -> Dub | None:
+        """The segment whose dubbed speech sounds at this time."""
+        for dub in self._active:
+            if dub.start_ms is not None and dub.start_ms <= time_ms < dub.end_ms:
+                return dub
+        return None
+
+    @property
+    def active(self) -> list[Dub]:
+        """Segments not yet written out, in order."""
+        return list(self._active)
+
+    def written(self, time_ms: float) -> list[Dub]:
+        """Drop and return the segments that lie wholly before this time: their sound is no longer needed."""
+        done = [d for d in self._active if d.ended and max(d.segment.end_ms, d.end_ms) + RAMP_MS < time_ms]
+        self._active = [d for d in self._active if d not in done]
+        return done
