@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +19,10 @@ HOP = SAMPLE_RATE_HZ * HOP_MS // 1000
 BELOW_PEAK_DB = 35.0  # a hop is speech when it is at most this far below the running peak (the paper's value)
 FLOOR_DBFS = -60.0  # and above this, so that digital near-silence has no speech
 START_PEAK_DBFS = -25.0  # peak assumed before anything was heard: quiet speech of a webcam
+ABOVE_NOISE_DB = 9.0  # and this far above the noise floor: room noise can lie within 35 dB of a soft voice ...
+NOISE_PERCENTILE = 10  # ... the floor being this percentile of ...
+NOISE_WINDOW_HOPS = 200  # ... the last 4 s, which hold a pause between words even in dense speech
+NOISE_BELOW_PEAK_DB = 18.0  # but speech this near the peak is speech, whatever the floor
 PEAK_DECAY = 0.9998  # per hop: one clap mutes soft speech for a while, not for ever (6 dB in 70 s)
 
 SILENCE_MS = 500  # closes a segment (the paper's value)
@@ -45,15 +50,23 @@ class Segment:
 
 
 class EnergyVad:
-    """Speech or not, hop by hop, by energy against a decaying peak."""
+    """Speech or not, hop by hop, by energy against a decaying peak and the noise floor."""
 
     def __init__(self) -> None:
-        self._peak = 10 ** (START_PEAK_DBFS / 20)
+        self._peak = _amplitude(START_PEAK_DBFS)
+        self._recent: deque[float] = deque(maxlen=NOISE_WINDOW_HOPS)
 
     def hop(self, rms: float) -> bool:
         """Whether a hop of this RMS (1 = full scale) is speech."""
         self._peak = max(rms, self._peak * PEAK_DECAY)
-        return rms > max(self._peak * 10 ** (-BELOW_PEAK_DB / 20), 10 ** (FLOOR_DBFS / 20))
+        self._recent.append(rms)
+        noise = float(np.percentile(self._recent, NOISE_PERCENTILE)) * _amplitude(ABOVE_NOISE_DB)
+        noise = min(noise, self._peak * _amplitude(-NOISE_BELOW_PEAK_DB))
+        return rms > max(self._peak * _amplitude(-BELOW_PEAK_DB), noise, _amplitude(FLOOR_DBFS))
+
+
+def _amplitude(decibels: float) -> float:
+    return float(10 ** (decibels / 20))
 
 
 class Segmenter:
