@@ -105,7 +105,7 @@ def change_mask(difference: Float32) -> Float32:
     changed = np.clip((difference - UNCHANGED_LEVELS) / (CHANGED_LEVELS - UNCHANGED_LEVELS), 0.0, 1.0)
     grown = cv2.dilate(changed, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (GROW_PX, GROW_PX)))
     feathered = cv2.GaussianBlur(grown, (0, 0), FEATHER_SIGMA_PX)
-    return feathered * _WINDOW  # type: ignore[no-any-return]
+    return np.asarray(feathered * _WINDOW, np.float32)
 
 
 def _window() -> Float32:
@@ -114,7 +114,7 @@ def _window() -> Float32:
     inside = np.clip(edge / BORDER_PX, 0.0, 1.0)
     first, whole = UPPER_ROWS
     lower = np.clip((np.arange(FACE_SIZE) - first) / (whole - first), 0.0, 1.0)
-    return ((inside * lower)[:, None] * inside[None, :]).astype(np.float32)
+    return np.asarray((inside * lower)[:, None] * inside[None, :], np.float32)
 
 
 _WINDOW = _window()

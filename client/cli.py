@@ -6,9 +6,11 @@ import asyncio
 import json
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -55,7 +57,8 @@ def dub(
     Example: polylip dub talk.mp4 --to es -o talk.es.mp4
     """
     options = job.DubOptions(input, output, to, source, url, profile)
-    result = asyncio.run(_dub_with_progress(options))
+    with _interruptible("interrupted; nothing was written", EXIT_INTERRUPTED):
+        result = asyncio.run(_dub_with_progress(options))
     if as_json:
         print(json.dumps(result.report.to_dict()))
     else:
@@ -84,7 +87,7 @@ def serve(
     from polylip.serving.launcher import ServerOptions, running_server  # noqa: PLC0415  needs the extra `serve`
 
     options = ServerOptions(profile, grpc_port=grpc_port, metrics_port=metrics_port, http_port=http_port, log_path=log)
-    with running_server(options) as server:
+    with _interruptible("the server is stopped", 0), running_server(options) as server:
         print(f"ready: grpc {server.url}, metrics 127.0.0.1:{server.ports.metrics}, log {server.log_path}", flush=True)
         status = server.wait()
         _fail(f"tritonserver ended by itself (status {status}); log: {server.log_path}", EXIT_SERVER)
@@ -149,8 +152,21 @@ async def _dub_with_progress(options: job.DubOptions) -> job.DubResult:
         return await job.dub(options, show)
 
 
-def _fail(message: str, code: int) -> None:
+@contextmanager
+def _interruptible(message: str, code: int) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the block in order, with one line."""
+    try:
+        yield
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        _fail(message, code)
+
+
+def _say(message: str) -> None:
     err.print(f"polylip: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    _say(message)
     raise typer.Exit(code)
 
 
@@ -162,19 +178,20 @@ def main() -> None:
     """Entry point: errors that we raise on purpose become one line and an exit code."""
     signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
-        app(standalone_mode=True)
+        app()
     except PolylipError as error:
-        _exit(str(error), error.exit_code)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        _exit("interrupted; nothing was written", EXIT_INTERRUPTED)
-    except ModuleNotFoundError as error:
-        _exit(f"{error.name} is not installed; run: pip install 'polylip[serve,export]'", EXIT_UNUSABLE)
+        _say(str(error))
+        sys.exit(error.exit_code)
     except (MissingError, UnknownProfileError) as error:
-        _exit(str(error), EXIT_UNUSABLE)
+        _say(str(error))
+        sys.exit(EXIT_UNUSABLE)
+    except ModuleNotFoundError as error:
+        _say(f"{error.name} is not installed; run: pip install 'polylip[serve,export]'")
+        sys.exit(EXIT_UNUSABLE)
     except EngineError as error:
-        _exit(str(error), EXIT_SERVER)
+        _say(str(error))
+        sys.exit(EXIT_SERVER)
 
 
-def _exit(message: str, code: int) -> None:
-    err.print(f"polylip: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(code)
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from polylip.client.errors import ServerError, ServerLostError
 from polylip.client.media_in import MediaInfo, VideoReader
 from polylip.client.ring import Face, FrameRing
 from polylip.client.triton import Outputs, Pending, TritonStream
-from polylip.client.wire import SequencePosition, new_sequence_id
+from polylip.client.wire import Inputs, SequencePosition, new_sequence_id
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -139,7 +139,7 @@ class FacesBranch:
         start = self._sequence == 0
         if start:
             self._sequence = new_sequence_id()
-        inputs = {
+        inputs: Inputs = {
             "FRAMES": np.stack(chunk.frames),
             "KEYFRAME_MS": np.array(chunk.key_ms, np.int64),
             "QUERY_MS": np.array(chunk.query_ms, np.int64),

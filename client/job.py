@@ -61,6 +61,7 @@ class DubResult:
     report: Report
     video: Path
     files: list[Path] = field(default_factory=list)  # report, subtitles, contact sheet
+    face_samples: list[FaceSample] = field(default_factory=list)  # spread over the whole video
 
     @property
     def complete(self) -> bool:
@@ -215,7 +216,7 @@ def _finish(options: DubOptions, writer: MediaWriter, report: Report, samples: l
             options.input, video, samples, report.segments, folder / "contact_sheet.png", duration_s=report.duration_s
         ),
     ]
-    return DubResult(report, video, files)
+    return DubResult(report, video, files, samples)
 
 
 def _report(options: DubOptions, info: MediaInfo, run: _Branches, wall_s: float) -> Report:
@@ -258,8 +259,8 @@ def _warnings(run: _Branches, duration_s: float) -> list[str]:
     warnings = []
     if not segments:
         warnings.append("no speech found: picture and sound pass through unchanged")
-    if counts.without_face == counts.frames:
-        warnings.append("no face found: the sound is dubbed, the picture passes through unchanged")
+    elif counts.without_face == counts.frames:
+        warnings.append("no face found: only the sound is dubbed, the picture passes through unchanged")
     missing = [str(i) for i, s in enumerate(segments, 1) if s.status is Status.ERROR]
     if missing:
         reason = next(s.message for s in segments if s.status is Status.ERROR)

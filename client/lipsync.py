@@ -11,6 +11,7 @@ import numpy.typing as npt
 from polylip.client.errors import ServerError
 from polylip.client.timeline import LOOK_AHEAD_MS, SPEECH_RATE_HZ, Dub
 from polylip.client.triton import Pending, TritonStream
+from polylip.client.wire import Inputs
 
 Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
@@ -44,7 +45,7 @@ class LipsRequest:
 async def request_lips(stream: TritonStream, dub: Dub, times_ms: list[float], faces: list[UInt8]) -> LipsRequest:
     """Ask for the mouths of frames at `times_ms` on the video's timeline, with faces uint8 (96, 96, 3) BGR."""
     audio, offsets = speech_window(dub.speech, [t - (dub.start_ms or 0) for t in times_ms])
-    inputs = {"AUDIO": audio, "FRAME_OFFSETS_MS": offsets, "FACES": np.stack(faces)}
+    inputs: Inputs = {"AUDIO": audio, "FRAME_OFFSETS_MS": offsets, "FACES": np.stack(faces)}
     sent_at = time.monotonic()
     try:
         pending = await stream.submit("lipsync", inputs, TIMEOUT_S)

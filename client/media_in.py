@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import av
@@ -76,11 +78,26 @@ def probe_media(path: Path) -> MediaInfo:
     return info
 
 
-class VideoReader:
-    """Decoded pictures of a file in presentation order, each with its index and time."""
+class _Reader:
+    """An open file that one thread reads while another may close it: a cancelled job's thread cannot be stopped."""
 
     def __init__(self, info: MediaInfo) -> None:
         self._container = _open(info.path)
+        self._busy = Lock()
+        self._closed = False
+
+    def close(self) -> None:
+        """Waits for a read that is under way. Safe to call twice."""
+        with self._busy:
+            self._closed = True
+            self._container.close()
+
+
+class VideoReader(_Reader):
+    """Decoded pictures of a file in presentation order, each with its time."""
+
+    def __init__(self, info: MediaInfo) -> None:
+        super().__init__(info)
         self._stream, _ = _streams(self._container, info.path)
         self._stream.thread_type = "AUTO"
         self._info = info
@@ -88,15 +105,8 @@ class VideoReader:
 
     def read(self, count: int) -> list[tuple[float, Any]]:
         """Up to `count` further (time_ms, av.VideoFrame); fewer only at the end."""
-        batch = []
-        for item in self._frames:
-            batch.append(item)
-            if len(batch) == count:
-                break
-        return batch
-
-    def close(self) -> None:
-        self._container.close()
+        with self._busy:
+            return [] if self._closed else list(islice(self._frames, count))
 
     def _decode(self) -> Iterator[tuple[float, Any]]:
         last_ms = -1.0
@@ -110,11 +120,11 @@ class VideoReader:
             yield time_ms, frame
 
 
-class AudioReader:
+class AudioReader(_Reader):
     """The sound of a file as float32 PCM (channels, samples), continuous from 0 ms on, and mono 16 kHz beside it."""
 
     def __init__(self, info: MediaInfo, sample_rate_hz: int, channels: int) -> None:
-        self._container = _open(info.path)
+        super().__init__(info)
         _, self._stream = _streams(self._container, info.path)
         self._info = info
         self._rate = sample_rate_hz
@@ -129,18 +139,14 @@ class AudioReader:
         native: list[Float32] = []
         mono: list[Float32] = []
         wanted = int(seconds * self._rate)
-        for piece, piece_mono in self._chunks:
-            native.append(piece)
-            mono.append(piece_mono)
-            wanted -= piece.shape[1]
-            if wanted <= 0:
-                break
+        with self._busy:
+            while wanted > 0 and not self._closed and (piece := next(self._chunks, None)) is not None:
+                native.append(piece[0])
+                mono.append(piece[1])
+                wanted -= piece[0].shape[1]
         if not native:
             return None
         return np.concatenate(native, axis=1), np.concatenate(mono)
-
-    def close(self) -> None:
-        self._container.close()
 
     def _decode(self) -> Iterator[tuple[Float32, Float32]]:
         samples = 0  # at the source's own rate
@@ -183,7 +189,7 @@ def _open(path: Path) -> Any:
     try:
         return av.open(str(path), metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a video ({_reason(error)}); it is damaged or no video") from None
+        raise InputError(f"{path}: is cut off, damaged or no video ({_reason(error)})") from None
 
 
 def _streams(container: Any, path: Path) -> tuple[Any, Any]:

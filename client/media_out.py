@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import av
@@ -39,7 +41,10 @@ def output_pixel_format(info: MediaInfo) -> str:
 
 
 class MediaWriter:
-    """Encodes into a temporary file beside the output; `finish` moves it into place, `discard` removes it."""
+    """Encodes into a temporary file beside the output; `finish` moves it into place, `discard` removes it.
+
+    One thread writes while another may discard: a cancelled job's thread cannot be stopped, only waited for.
+    """
 
     def __init__(self, path: Path, info: MediaInfo) -> None:
         self._path = path
@@ -51,12 +56,38 @@ class MediaWriter:
         self._layout = "mono" if output_channels(info) == 1 else "stereo"
         self._audio = self._container.add_stream("aac", rate=self._rate, layout=self._layout)
         self._audio.bit_rate = AUDIO_BIT_RATE
+        self._busy = Lock()
+        self._closed = False
         self._samples = 0
         self._last_pts: int | None = None
-        self.frames = 0
 
-    def write_frame(self, frame: Any, time_ms: float) -> None:
-        """One picture; its time is kept to the tick of the input's clock."""
+    def write(self, pictures: Iterable[tuple[Any, float]], pcm: Float32) -> None:
+        """Pictures (av.VideoFrame, time_ms) and the sound float32 (channels, n) that follows on the last call's."""
+        with self._busy:
+            if self._closed:
+                return
+            for frame, time_ms in pictures:
+                self._write_frame(frame, time_ms)
+            self._write_audio(pcm)
+
+    def finish(self, path: Path) -> None:
+        """Complete the file and move it to `path`."""
+        with self._busy:
+            self._container.mux(self._video.encode())
+            self._container.mux(self._audio.encode())
+            self._container.close()
+            self._closed = True
+            os.replace(self._temporary, path)
+
+    def discard(self) -> None:
+        """Leave nothing behind. Safe after `finish`."""
+        with self._busy:
+            self._closed = True
+            self._container.close()
+            self._temporary.unlink(missing_ok=True)
+
+    def _write_frame(self, frame: Any, time_ms: float) -> None:
+        """A picture's time is kept to the tick of the input's clock."""
         pts = round(Fraction(time_ms) / 1000 / self._info.video_time_base)
         if self._last_pts is not None and pts <= self._last_pts:
             pts = self._last_pts + 1  # encoders need rising timestamps; a broken source may repeat one
@@ -65,10 +96,8 @@ class MediaWriter:
         frame.time_base = self._info.video_time_base
         frame.pict_type = 0  # the encoder decides, not the source's frame type
         self._container.mux(self._video.encode(frame))
-        self.frames += 1
 
-    def write_audio(self, pcm: Float32) -> None:
-        """PCM float32 (channels, n), following on the last call's."""
+    def _write_audio(self, pcm: Float32) -> None:
         if pcm.shape[1] == 0:
             return
         limited = np.ascontiguousarray(np.clip(pcm, -1.0, 1.0), dtype=np.float32)
@@ -78,20 +107,6 @@ class MediaWriter:
         frame.pts = self._samples
         self._samples += pcm.shape[1]
         self._container.mux(self._audio.encode(frame))
-
-    def finish(self, path: Path | None = None) -> Path:
-        """Complete the file and move it to `path` (the output by default)."""
-        target = path or self._path
-        self._container.mux(self._video.encode())
-        self._container.mux(self._audio.encode())
-        self._container.close()
-        os.replace(self._temporary, target)
-        return target
-
-    def discard(self) -> None:
-        """Leave nothing behind. Safe after `finish`."""
-        self._container.close()
-        self._temporary.unlink(missing_ok=True)
 
     def _create(self) -> Any:
         if self._path.suffix.lower() not in SUFFIXES:

@@ -16,7 +16,7 @@ from polylip.client.blend import FaceCut, cut_face, frame_planes, paste_mouth, t
 from polylip.client.lipsync import LipsRequest, request_lips
 from polylip.client.media_in import MediaInfo, VideoReader
 from polylip.client.media_out import MediaWriter, output_pixel_format
-from polylip.client.mix import AudioBed
+from polylip.client.mix import AudioBed, Float32
 from polylip.client.pulse import Pulse
 from polylip.client.results import FaceSample
 from polylip.client.ring import FrameRing, Slot
@@ -171,7 +171,7 @@ class Renderer:
             active = self._timeline.active
             ends_ms = [self._bed.end_ms, *(dub.end_ms for dub in active if dub.ended)]
             until_ms = max(ends_ms) if complete else min(self._timeline.safe_ms, self._bed.end_ms)
-            await asyncio.to_thread(self._writer.write_audio, self._bed.render(until_ms, active))
+            await asyncio.to_thread(self._writer.write, [], self._bed.render(until_ms, active))
             self._moved_to(max(until_ms, self.position_ms))
         self._forget_written(float("inf"))
 
@@ -188,12 +188,13 @@ class Renderer:
         left = dub.end_ms - time_ms if dub.ended else EDGE_MS
         return min(1.0, since / EDGE_MS, left / EDGE_MS)
 
-    def _encode(self, work: list[_Work], sound: Any) -> None:
+    def _encode(self, work: list[_Work], sound: Float32) -> None:
+        pictures = (
+            (item.frame if item.cut is None else to_frame(item.frame, self._format), item.slot.time_ms) for item in work
+        )
+        self._writer.write(pictures, sound)
         for item in work:
-            frame = item.frame if item.cut is None else to_frame(item.frame, self._format)
-            self._writer.write_frame(frame, item.slot.time_ms)
             self._count(item)
-        self._writer.write_audio(sound)
 
     def _count(self, item: _Work) -> None:
         self.counts.frames += 1

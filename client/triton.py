@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,7 @@ from polylip.client.wire import (
 )
 
 CONNECT_TIMEOUT_S = 5.0
+_ENSEMBLE_PREFIX = re.compile(r"^in ensemble '\w+', ")  # the model that failed names itself behind it
 
 Outputs = dict[str, Tensor]
 
@@ -174,7 +176,7 @@ class Pending:
                 if isinstance(reply, ServerError):
                     raise reply
                 if reply.error_message:
-                    raise ServerError(str(reply.error_message))
+                    raise ServerError(_ENSEMBLE_PREFIX.sub("", str(reply.error_message)))
                 if reply.infer_response.outputs:
                     yield read_outputs(reply.infer_response)
                 if is_final(reply.infer_response):

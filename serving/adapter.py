@@ -64,14 +64,15 @@ def response(outputs: Outputs) -> Any:
 
 def error_response(error: Exception, model: str) -> Any:
     """The Triton error for an exception: the caller's fault keeps its message, anything else is logged in full."""
+    cause = " ".join(str(error).split())  # OpenCV's end with a line break
     if isinstance(error, UnsupportedError):
         code = pb_utils.TritonError.UNSUPPORTED
     elif isinstance(error, ValueError):
         code = pb_utils.TritonError.INVALID_ARG
     else:
         code = pb_utils.TritonError.INTERNAL
-        pb_utils.Logger.log_error(f"{model}: {type(error).__name__}: {error}")
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{model}: {error}", code))
+        pb_utils.Logger.log_error(f"{model}: {type(error).__name__}: {cause}")
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{model}: {cause}", code))
 
 
 def answer(model: str, handle: Callable[[Any], Outputs], requests: list[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polylip.serving.doctor import require_ready
-from polylip.serving.errors import EngineError
+from polylip.serving.errors import EngineError, MissingError
 from polylip.serving.guard import GRACE_S
 from polylip.serving.probe import is_ready, probe_models
 from polylip.serving.runtime import find_model_repository, find_runtime, prepare_backends, server_environment
@@ -44,16 +44,24 @@ class ServerOptions:
 class Server:
     """A running tritonserver behind its guard."""
 
-    def __init__(self, guard: subprocess.Popen[bytes], options: ServerOptions, ports: Ports, log_path: Path) -> None:
+    def __init__(
+        self, guard: subprocess.Popen[bytes], options: ServerOptions, ports: Ports, log_path: Path, shm_prefix: str
+    ) -> None:
         self._guard = guard
         self.options = options
         self.ports = ports
         self.log_path = log_path
+        self.shm_prefix = shm_prefix  # of its regions in /dev/shm
 
     @property
     def url(self) -> str:
         """`host:port` of the gRPC endpoint."""
         return f"{LOOPBACK}:{self.ports.grpc}"
+
+    @property
+    def guard_pid(self) -> int:
+        """Process id of the guard; tritonserver is its child."""
+        return self._guard.pid
 
     @property
     def alive(self) -> bool:
@@ -116,10 +124,9 @@ class _PortTakenError(EngineError):
 def _spawn(options: ServerOptions) -> Server:
     runtime = find_runtime()
     repository = options.model_repository or find_model_repository()
-    run_dir = Path(tempfile.mkdtemp(prefix="polylip-"))
     ports = _choose_ports(options)
-    log_path = (options.log_path or _new_log_path()).absolute()
-    log_path.parent.mkdir(parents=True, exist_ok=True)
+    log_path = _open_log(options)
+    run_dir = Path(tempfile.mkdtemp(prefix="polylip-"))  # last: from here on nothing but the guard removes it
     prefix = f"polylip_{os.getpid()}_{secrets.token_hex(4)}_"
     command = [
         str(runtime.binary),
@@ -135,7 +142,7 @@ def _spawn(options: ServerOptions) -> Server:
         env=server_environment(runtime),
         start_new_session=True,  # Ctrl-C reaches this process, which then stops the server in order
     )
-    return Server(guard, options, ports, log_path)
+    return Server(guard, options, ports, log_path, prefix)
 
 
 def _address_flags(ports: Ports) -> list[str]:
@@ -152,15 +159,18 @@ def _choose_ports(options: ServerOptions) -> Ports:
     """The wanted ports, with a free one for each 0."""
     with ExitStack() as held:  # hold each until all are chosen, so that no two are the same
 
-        def free() -> int:
+        def choose(wanted: int) -> int:
             probe = held.enter_context(socket.socket())
-            probe.bind((LOOPBACK, 0))
+            if wanted:  # the closing connections of a server just stopped do not count
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOOPBACK, wanted))
+            except OSError as error:
+                raise _PortTakenError(f"cannot listen on port {wanted} ({error.strerror}); choose another") from None
             return int(probe.getsockname()[1])
 
-        def choose(wanted: int | None) -> int | None:
-            return wanted if wanted is None or wanted > 0 else free()
-
-        return Ports(options.grpc_port or free(), choose(options.http_port), choose(options.metrics_port))
+        http, metrics = (None if port is None else choose(port) for port in (options.http_port, options.metrics_port))
+        return Ports(choose(options.grpc_port), http, metrics)
 
 
 def _wait_until_answering(server: Server, timeout_s: float) -> None:
@@ -186,6 +196,17 @@ def _explain_exit(server: Server) -> EngineError:
     )
     cause = f"model {found[0][0]}: {found[0][1]}" if found else "no error in the log"
     return EngineError(f"tritonserver ended while starting: {cause}; log: {server.log_path}")
+
+
+def _open_log(options: ServerOptions) -> Path:
+    """The log's path; the file is there and can be written."""
+    path = (options.log_path or _new_log_path()).absolute()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise MissingError(f"cannot write the server's log {path} ({error.strerror}); choose another file") from None
+    return path
 
 
 def _new_log_path() -> Path:

@@ -24,7 +24,7 @@ class Cascade:
 
     def __init__(self, parameters: Parameters, version_dir: str) -> None:
         cv2.setNumThreads(1)
-        folder = Path(cv2.data.haarcascades)
+        folder = Path(cv2.__file__).parent / "data"
         self._cascades = [
             cv2.CascadeClassifier(str(folder / f"haarcascade_frontalface_{name}.xml")) for name in ("alt2", "default")
         ]

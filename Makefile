@@ -1,0 +1,56 @@
+# make        set up .venv (Debian packages, locked Python packages, the lips graph)
+# make demo   dub a self-made clip to Spanish, into out/demo/
+# make test   lint, types and all tests
+# make bench  real-time factor and memory, into out/bench/
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell command -v $(p)),$(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+CLIP ?=
+
+.PHONY: setup demo test lint bench bench-memory lock clean
+
+setup: $(VENV)/.ready
+
+# One list of what is missing, so that a machine that has everything is not touched and needs no root.
+$(VENV)/.ready: pyproject.toml requirements.lock export/lips_lite.py
+	@missing=$$($(PYTHON) docker/debian_packages.py) && if [ -n "$$missing" ]; then \
+	  echo "installing Debian packages: $$missing"; \
+	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c requirements.lock -e '.[serve,export,demo,perf]'
+	$(BIN)/polylip export lite
+	touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	$(PIP) install -q -c requirements.lock -e '.[test]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m polylip.perf.demo_clip out/demo/input.mp4
+	$(BIN)/polylip dub out/demo/input.mp4 --to es -o out/demo/dubbed.mp4
+	@echo "watch out/demo/dubbed.mp4; look at out/demo/contact_sheet.png"
+
+lint: $(VENV)/.ready-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p build/ns && ln -sfn ../.. build/ns/polylip
+	MYPYPATH=build/ns $(BIN)/mypy -p polylip.client -p polylip.serving -p polylip.export -p polylip.perf
+
+test: lint
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python -m polylip.perf.bench $(if $(CLIP),--clip $(CLIP)) --out out/bench
+
+bench-memory: setup
+	$(BIN)/python -m polylip.perf.memory --out out/bench
+
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install -q '.[test]'
+	build/lock/bin/python -m pip freeze --exclude polylip > requirements.lock
+
+clean:
+	rm -rf $(VENV) build out

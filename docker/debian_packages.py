@@ -1,0 +1,21 @@
+"""Prints the Debian packages that profile lite needs and this machine lacks. Runs before anything is installed."""
+
+import shutil
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+PROGRAMS = {"espeak-ng": "espeak-ng", "flite": "flite", "apertium": "apertium-eng-spa"}
+LIBRARY = f"libpython{VERSION}.so.1.0"
+FOLDERS = (sysconfig.get_config_var("LIBDIR") or "", f"{sys.base_prefix}/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib")
+
+missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+if not Path("/usr/share/apertium/modes/eng-spa.mode").exists() and "apertium-eng-spa" not in missing:
+    missing.append("apertium-eng-spa")
+if not any((Path(folder) / LIBRARY).exists() for folder in FOLDERS if folder):
+    missing.append(f"libpython{VERSION}")
+if find_spec("ensurepip") is None:
+    missing.append(f"python{VERSION}-venv")
+print(" ".join(missing))

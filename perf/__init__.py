@@ -1,0 +1,1 @@
+"""Demo media and benchmarks."""

@@ -1,0 +1,100 @@
+"""Real-time factor of the whole path on a warm server: `python -m polylip.perf.bench [--clip FILE] [--out DIR]`.
+
+Starts one server, dubs each clip once to warm up and then RUNS times, and writes `bench.json` with the machine, the
+versions and every run. The real-time factor is wall time over the clip's duration; below 1 is faster than real time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from polylip.client.job import DubOptions, dub
+from polylip.client.results import Report, Status
+from polylip.perf.demo_clip import make_demo_clip
+from polylip.serving.launcher import ServerOptions, running_server
+
+RUNS = 3
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--clip", type=Path, action="append", default=[], help="a further clip, English speech")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    parser.add_argument("--runs", type=int, default=RUNS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        clips = [make_demo_clip(Path(folder) / "demo.mp4"), *arguments.clip]
+        with running_server(ServerOptions()) as server:
+            rows = [_measure(clip, server.url, Path(folder), arguments.runs) for clip in clips]
+    result = {"profile": "lite", "weights": "stand-ins, no public weights", "machine": _machine(), "clips": rows}
+    path = arguments.out / "bench.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    console = Console()
+    console.print(_table(rows))
+    console.print(f"profile lite: stand-in engines, {os.cpu_count()} cores; {path}", highlight=False)
+
+
+def _measure(clip: Path, url: str, folder: Path, runs: int) -> dict[str, Any]:
+    options = DubOptions(clip, folder / "out.mp4", "es", url=url)
+    reports = [asyncio.run(dub(options)).report for _ in range(runs + 1)][1:]
+    return {
+        "clip": clip.name,
+        "duration_s": round(reports[0].duration_s, 3),
+        "frames": reports[0].frames,
+        "segments": len(reports[0].segments),
+        "key_frames_per_s": round(reports[0].counters["key_frames"] / reports[0].duration_s, 2),
+        "real_time_factor": [round(report.real_time_factor, 3) for report in reports],
+        "latency_ms": {
+            name: round(statistics.median(_latencies(reports, name)))
+            for name in ("queue", "first_audio", "speech", "lipsync", "total")
+        },
+    }
+
+
+def _latencies(reports: list[Report], name: str) -> list[float]:
+    values = [getattr(s.latency_ms, name) for r in reports for s in r.segments if s.status is Status.DUBBED]
+    return values or [0.0]
+
+
+def _machine() -> dict[str, Any]:
+    model = next((line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), "unknown")
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("clip", "s", "frames", "segments", "real-time factor", "first audio ms", "speech ms", "total ms")
+    for row in rows:
+        factors = row["real_time_factor"]
+        table.add_row(
+            row["clip"],
+            f"{row['duration_s']:.1f}",
+            str(row["frames"]),
+            str(row["segments"]),
+            f"{statistics.median(factors):.2f} ({min(factors):.2f}-{max(factors):.2f})",
+            str(row["latency_ms"]["first_audio"]),
+            str(row["latency_ms"]["speech"]),
+            str(row["latency_ms"]["total"]),
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()

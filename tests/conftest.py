@@ -1,0 +1,75 @@
+"""Real servers for the tests: one for the session, own ones for tests that break them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from polylip.export.lips_lite import write_graph
+from polylip.serving.doctor import LIPS_LITE
+from polylip.serving.guard import SHM
+from polylip.serving.launcher import Server, ServerOptions, start_server
+from polylip.serving.runtime import find_model_repository
+
+REPOSITORY = Path(__file__).parents[1] / "model_repository"
+REAL_CLIP = Path(__file__).parents[2] / "shared" / "media" / "interview_en.mp4"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lips_graph() -> None:
+    write_graph(find_model_repository() / LIPS_LITE)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A shared server of profile lite. A test that hurts it must use `own_server`."""
+    running = start_server(ServerOptions())
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers for one test: `own_server()`, or with changed configs: `own_server({"track": (old, new)})`."""
+    started: list[Server] = []
+
+    def start(changes: dict[str, tuple[str, str]] | None = None) -> Server:
+        repository = tmp_path / f"repository-{len(started)}"
+        shutil.copytree(REPOSITORY, repository)
+        for model, (old, new) in (changes or {}).items():
+            config = repository / model / "config.pbtxt"
+            text = config.read_text()
+            assert old in text, f"{old!r} is not in the config of {model}"
+            config.write_text(text.replace(old, new))
+        running = start_server(ServerOptions(model_repository=repository, log_path=tmp_path / "server.log"))
+        started.append(running)
+        return running
+
+    yield start
+    for running in started:
+        running.stop()
+
+
+@pytest.fixture(scope="session")
+def demo_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's own input: a face, three sentences of English and more."""
+    from polylip.perf.demo_clip import make_demo_clip  # noqa: PLC0415
+
+    return make_demo_clip(tmp_path_factory.mktemp("demo") / "input.mp4")
+
+
+@pytest.fixture(scope="session")
+def real_clip() -> Path:
+    """A real clip of a man at a webcam, where the machine has it."""
+    if not REAL_CLIP.is_file():
+        pytest.skip("the real clip is not on this machine")
+    return REAL_CLIP
+
+
+def shared_memory_of(server: Server) -> list[str]:
+    """Names of the shared-memory regions that belong to a server."""
+    return [name for name in os.listdir(SHM) if name.startswith(server.shm_prefix)]

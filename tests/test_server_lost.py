@@ -1,0 +1,104 @@
+"""The server dies in the middle of a job: the whole video comes out as *.partial.mp4 and says what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import psutil
+import pytest
+
+from polylip.client.job import DubOptions, Progress, dub, missing_segments
+from polylip.client.results import Status
+from polylip.perf.demo_clip import make_demo_clip
+from polylip.serving.launcher import Server
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Long enough that the client cannot have read it all when the first frames are written."""
+    return make_demo_clip(tmp_path_factory.mktemp("clip") / "talk.mp4", seconds=60)
+
+
+def kill(server: Server) -> None:
+    for process in psutil.Process(server.guard_pid).children():
+        process.send_signal(signal.SIGKILL)
+
+
+def frame_count(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+async def test_a_lost_server_leaves_a_whole_partial_video(
+    clip: Path, own_server: Callable[..., Server], tmp_path: Path
+):
+    server = own_server()
+    output = tmp_path / "out" / "talk.es.mp4"
+
+    def kill_midway(progress: Progress) -> None:
+        if progress.frames >= 100 and server.alive:
+            kill(server)
+
+    result = await dub(DubOptions(clip, output, "es", url=server.url), kill_midway)
+
+    report = result.report
+    assert not result.complete
+    assert not output.exists()
+    assert result.video == output.with_name("talk.es.partial.mp4")
+    assert frame_count(result.video) == frame_count(clip) == report.frames
+    statuses = [segment.status for segment in report.segments]
+    missing = missing_segments(report)
+    assert Status.DUBBED in statuses and missing
+    assert statuses.count(Status.DUBBED) + len(missing) == len(statuses)
+    assert any(f"segments without a dub: {', '.join(map(str, missing))}" in w for w in report.warnings)
+    assert not [name for name in os.listdir(output.parent) if name.startswith(".")]
+
+
+def test_the_command_names_the_missing_segments_and_exits_3(
+    clip: Path, own_server: Callable[..., Server], tmp_path: Path
+):
+    server = own_server()
+    output = tmp_path / "out" / "talk.mp4"
+    command = [sys.executable, "-m", "polylip.client.cli", "dub", str(clip), "--to", "es", "-o", str(output)]
+    process = subprocess.Popen(
+        [*command, "--url", server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > 300_000 for path in output.parent.glob(".talk.*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    kill(server)
+    _, stderr = process.communicate(timeout=120)
+
+    assert process.returncode == 3, stderr
+    assert len(stderr.strip().splitlines()) == 1
+    assert "no dub for segment" in stderr and "talk.partial.mp4" in stderr
+    report = json.loads((output.parent / "report.json").read_text())
+    assert {s["status"] for s in report["segments"]} >= {"error"}
+    assert (output.parent / "talk.partial.mp4").exists() and not output.exists()
+
+
+def test_an_interrupted_job_leaves_nothing(clip: Path, server: Server, tmp_path: Path):
+    output = tmp_path / "out" / "talk.mp4"
+    command = [sys.executable, "-m", "polylip.client.cli", "dub", str(clip), "--to", "es", "-o", str(output)]
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(
+            [*command, "--url", server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 60
+        while not any(path.stat().st_size > 100_000 for path in output.parent.glob(".talk.*")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(stop)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130, stderr
+        assert len(stderr.strip().splitlines()) == 1
+        assert list(output.parent.iterdir()) == []
