@@ -43,7 +43,7 @@ SENTENCES = (
     "We are very happy today.",
     "It was very cold last week and the children stayed at home.",
 )  # pocketsphinx reads each word for word, whatever the silence around it; apertium eng-spa translates each well
-DEFAULT_SENTENCES = 4  # spoken when no duration is asked for: about 18 s
+DEFAULT_SENTENCES = 4  # spoken when no duration is asked for: about 19 s
 
 START_S, END_S = 0.6, 1.0  # silence before the first and after the last sentence
 PAUSES_S = (0.9, 1.1, 1.0, 1.2)  # between sentences, in turn
@@ -62,7 +62,8 @@ ZOOM, ZOOM_SWING, ZOOM_PERIOD_S = 1.07, 0.03, 14.0  # times the scale that just 
 CAMERA_PX = (252.0, 142.0)  # mean centre of view in the picture: the whole head, with air above it
 PAN_PX, PAN_PERIODS_S = (5.0, 3.0), (11.0, 8.5)  # swing of the centre; periods that do not repeat together
 CODEC_THREADS = 2  # fixed: the bytes that x264 writes depend on it
-VIDEO_OPTIONS = {"preset": "veryfast", "crf": "20", "mbtree": "0"}  # with it, bytes differ from run to run
+# Macroblock tree off: with it, x264 gave other bytes from one run to the next at this width.
+VIDEO_OPTIONS = {"preset": "veryfast", "crf": "20", "mbtree": "0"}
 
 Samples = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -84,6 +85,7 @@ def make_demo_clip(out: Path, seconds: float | None = None, size: tuple[int, int
     if seconds is None:
         start_s, index = schedule[-1]
         seconds = start_s + _duration_s(index) + END_S
+    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.stem}.{os.getpid()}.partial{out.suffix}")
     try:
         _write(partial, schedule, round(seconds * fps), size, fps)

@@ -71,5 +71,6 @@ def _run(command: list[str], text: str) -> str:
 
 
 def _tidy(text: str) -> str:
-    """One line, no space before punctuation, no double spaces."""
-    return re.sub(r"\s+([.,;:!?])", r"\1", " ".join(text.split()))
+    """One line, without apertium's marks for words it could not handle, and without stray spaces."""
+    unmarked = re.sub(r"[*#@](?=\w)", "", text)
+    return re.sub(r"\s+([.,;:!?])", r"\1", " ".join(unmarked.split()))

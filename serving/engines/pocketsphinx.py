@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 from pocketsphinx import Decoder
@@ -48,4 +49,10 @@ class Pocketsphinx:
             spans.append((min(max(start, 0), limit), min(max(end, 0), limit)))
             log_posteriors.append(self._decoder.get_logmath().log_to_ln(segment.prob))
         confidence = math.exp(min(0.0, sum(log_posteriors) / len(words))) if words else 0.0
-        return Transcript(" ".join(words), language, tuple(words), tuple(spans), confidence)
+        return Transcript(_sentence(words), language, tuple(words), tuple(spans), confidence)
+
+
+def _sentence(words: list[str]) -> str:
+    """The words with a capital in front and the pronoun "I" as it is written: a lone "i" is no word to translators."""
+    text = re.sub(r"\bi\b", "I", " ".join(words))
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,60 @@
+"""Every command and every Python block of the documentation is run, as it stands, in a fresh folder with `talk.mp4`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# Commands that set the project up or run the tests and benchmarks: this run is inside of them, or they take minutes.
+NOT_HERE = ("make",)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    return BLOCK.findall(page.read_text())
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_runs(page: Path, demo_clip: Path, tmp_path: Path):
+    shutil.copy(demo_clip, tmp_path / "talk.mp4")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for language, text in blocks(page):
+        lines = [line for line in text.splitlines() if not line.startswith(NOT_HERE)]
+        command = ["bash", "-euo", "pipefail", "-c"] if language == "bash" else [sys.executable, "-c"]
+        done = subprocess.run(
+            [*command, "\n".join(lines)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_make_targets_named_in_the_docs_exist():
+    named = {target for page in PAGES for target in re.findall(r"\bmake ([a-z][a-z-]*)\b", _code(page))}
+    have = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named and named <= have
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def _code(page: Path) -> str:
+    """The fenced and inline code of a page."""
+    text = page.read_text()
+    return "\n".join([body for _, body in BLOCK.findall(text)] + re.findall(r"`([^`\n]+)`", text))
