@@ -18,9 +18,9 @@ import tempfile
 import wave
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import av
 import cv2
@@ -194,14 +194,15 @@ def _swing(time_s: float, period_s: float) -> float:
 
 
 def _astronaut() -> Pixels:
-    """The picture: uint8 (512, 512, 3), BGR."""
-    try:
-        from skimage.data import astronaut  # noqa: PLC0415  (an extra: only the demo needs it)
-    except ImportError as error:
-        raise DemoClipError("the demo's face is in scikit-image: pip install 'polylip[demo]'") from error
-    picture: Any = astronaut()
-    bgr: Pixels = np.ascontiguousarray(picture[:, :, ::-1])
-    return bgr
+    """The picture: uint8 (512, 512, 3), BGR. Read as a file: importing scikit-image wants scipy, 140 MB for a PNG."""
+    package = find_spec("skimage")
+    if package is None or package.origin is None:
+        raise DemoClipError("the demo's face is in scikit-image; run: pip install --no-deps scikit-image")
+    path = Path(package.origin).parent / "data" / "astronaut.png"
+    picture = cv2.imread(str(path))
+    if picture is None:
+        raise DemoClipError(f"{path}: cannot be read; install scikit-image again")
+    return np.asarray(picture, np.uint8)
 
 
 def _sound(schedule: list[tuple[float, int]], total: int) -> Iterator[Samples]:
