@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from polylip.client.report import write_atomic
+from polylip.client.files import write_atomic
 from polylip.client.results import FaceSample, SegmentResult
 
 # Layout in pixels. The left gutter holds the names of the rows.

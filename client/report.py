@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from polylip.client.files import write_atomic
 from polylip.client.results import Report, SegmentResult, Status
 
 DECIMALS = 3  # of every float in the file: microseconds in a time of milliseconds, more would be noise
@@ -27,17 +27,6 @@ LATENCY_COLUMNS = {
     "lipsync": "lipsync ms",
     "total": "total ms",
 }  # field of `Latency` -> heading
-
-
-def write_atomic(path: Path, content: bytes) -> Path:
-    """Write `content` so that `path` holds either its old content or all of the new, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
 
 
 def write_report(report: Report, path: Path) -> Path:

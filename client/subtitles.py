@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from polylip.client.report import write_atomic
+from polylip.client.files import write_atomic
 from polylip.client.results import SegmentResult
 
 LINE_CHARACTERS = 42  # the usual limit of broadcast and streaming guides for Latin scripts

@@ -12,7 +12,6 @@ can be watched on any machine, without a download or a GPU, with the tensors of 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+
+from polylip.client.files import write_atomic
 
 OPSET = 17  # GridSample came with 16; 17 is read by every onnxruntime since 1.13
 IR_VERSION = 8  # the one that belongs to opset 17
@@ -87,13 +88,7 @@ def write_graph(path: Path) -> Path:
     data: bytes = model.SerializeToString()
     _check_runs(data)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(data)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+    return write_atomic(path, data)
 
 
 def _check_runs(data: bytes) -> None:

@@ -199,10 +199,8 @@ def _astronaut() -> Pixels:
     if package is None or package.origin is None:
         raise DemoClipError("the demo's face is in scikit-image; run: pip install --no-deps scikit-image")
     path = Path(package.origin).parent / "data" / "astronaut.png"
-    picture = cv2.imread(str(path))
-    if picture is None:
-        raise DemoClipError(f"{path}: cannot be read; install scikit-image again")
-    return np.asarray(picture, np.uint8)
+    with av.open(str(path)) as container:
+        return np.asarray(next(container.decode(video=0)).to_ndarray(format="bgr24"), np.uint8)
 
 
 def _sound(schedule: list[tuple[float, int]], total: int) -> Iterator[Samples]:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from polylip.client.report import print_summary, write_atomic, write_report
+from polylip.client.files import write_atomic
+from polylip.client.report import print_summary, write_report
 from polylip.client.results import Latency, Report, SegmentResult, Status
 
 
