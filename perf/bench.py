@@ -16,9 +16,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from polylip.client.job import DubOptions, dub
 from polylip.client.results import Report, Status
 from polylip.perf.demo_clip import make_demo_clip
@@ -42,9 +39,8 @@ def main() -> None:
     result = {"profile": "lite", "weights": "stand-ins, no public weights", "machine": _machine(), "clips": rows}
     path = arguments.out / "bench.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
-    console = Console()
-    console.print(_table(rows))
-    console.print(f"profile lite: stand-in engines, {os.cpu_count()} cores; {path}", highlight=False)
+    print(markdown(result))
+    print(f"\n{path}")
 
 
 def _measure(clip: Path, url: str, folder: Path, runs: int) -> dict[str, Any]:
@@ -79,21 +75,24 @@ def _cpu_info() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("clip", "s", "frames", "segments", "real-time factor", "first audio ms", "speech ms", "total ms")
-    for row in rows:
-        factors = row["real_time_factor"]
-        table.add_row(
-            row["clip"],
-            f"{row['duration_s']:.1f}",
-            str(row["frames"]),
-            str(row["segments"]),
-            f"{statistics.median(factors):.2f} ({min(factors):.2f}-{max(factors):.2f})",
-            str(row["latency_ms"]["first_audio"]),
-            str(row["latency_ms"]["speech"]),
-            str(row["latency_ms"]["total"]),
+def markdown(result: dict[str, Any]) -> str:
+    """The result as the table that the README shows."""
+    machine = result["machine"]
+    where = f"{machine['cores']} cores ({machine['cpu']})"
+    lines = [
+        f"Profile `{result['profile']}` ({result['weights']}), {where}, warm server; median, lowest to highest:",
+        "",
+        "| clip | length | frames | segments | real-time factor | first audio | whole segment's speech |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["clips"]:
+        factors, latency = row["real_time_factor"], row["latency_ms"]
+        lines.append(
+            f"| {row['clip']} | {row['duration_s']:.1f} s | {row['frames']} | {row['segments']} "
+            f"| **{statistics.median(factors):.2f}** ({min(factors):.2f} to {max(factors):.2f}) "
+            f"| {latency['first_audio']} ms | {latency['speech']} ms |"
         )
-    return table
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ SIGINT, or when its standard input closes, which happens however the parent dies
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import select
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 GRACE_S = 8.0  # tritonserver unloads the lite models in 1 s; one with a hung request never stops by itself
+PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 SHM = Path("/dev/shm")  # noqa: S108  where POSIX shared memory lives on Linux
 
 
@@ -30,6 +32,8 @@ def main(arguments: list[str]) -> int:
     signal.set_wakeup_fd(wake_write)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, _ignore)
+    # The stubs of a killed server become children of the guard, for a PID 1 that reaps late or, in a container, never.
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with open(log_path, "ab", buffering=0) as log:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -69,6 +73,8 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
     server.wait()
     deadline = time.monotonic() + GRACE_S
     while _group_lives(server.pid) and time.monotonic() < deadline:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
         time.sleep(0.02)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from polylip.perf.bench import markdown
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -52,6 +55,11 @@ def test_links_between_pages_lead_somewhere():
     for page in PAGES:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_figures_of_the_readme_are_those_of_the_committed_result():
+    result = json.loads((ROOT / "perf" / "results" / "bench_lite.json").read_text())
+    assert markdown(result) in (ROOT / "README.md").read_text()
 
 
 def _code(page: Path) -> str:
