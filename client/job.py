@@ -135,7 +135,7 @@ async def _run(
                 stream=speech_stream,
                 pulse=pulse,
                 languages=(options.source_language, options.target_language),
-                output_ms=lambda: renderer.position_ms,
+                output_ms=lambda: max(renderer.position_ms, renderer.next_ms),
             )
             faces = FacesBranch(info, ring, faces_stream)
             with _unwrapped():
@@ -209,13 +209,15 @@ def _finish(options: DubOptions, writer: MediaWriter, report: Report, samples: l
     writer.finish(video)
     report.output = str(video)
     folder = video.parent
-    files = [
-        write_report(report, folder / "report.json"),
-        *write_subtitles(report.segments, video, report.source_language, report.target_language),
-        write_contact_sheet(
-            options.input, video, samples, report.segments, folder / "contact_sheet.png", duration_s=report.duration_s
-        ),
-    ]
+    source, sheet = options.input.absolute(), folder / "contact_sheet.png"  # absolute: av takes names for URLs
+    try:
+        files = [
+            write_report(report, folder / "report.json"),
+            *write_subtitles(report.segments, video, report.source_language, report.target_language),
+            write_contact_sheet(source, video, samples, report.segments, sheet, duration_s=report.duration_s),
+        ]
+    except OSError as error:
+        raise InputError(f"{video} is written, but not what belongs beside it ({error.strerror}); make room") from None
     return DubResult(report, video, files, samples)
 
 

@@ -1,17 +1,14 @@
-"""Reads media with PyAV: what a file holds, its decoded frames in order, its sound as float PCM.
+"""Reads media with PyAV: its decoded frames in order, upright, and its sound as float PCM. Design section 4.
 
 Times are milliseconds since the earlier of the first picture and the first sound, so that the offset between the two
-streams of the file survives. Limits keep a hostile or broken file from taking the machine.
+streams of the file survives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -20,69 +17,29 @@ import numpy as np
 import numpy.typing as npt
 
 from polylip.client.errors import InputError
+from polylip.client.media_probe import MediaInfo, first_streams, open_media, probe_media, reason
+from polylip.client.media_whole import packets
+from polylip.client.pixels import Orientation, in_format, turned
+
+__all__ = ["SPEECH_RATE_HZ", "AudioReader", "MediaInfo", "VideoReader", "probe_media"]
 
 Float32 = npt.NDArray[np.float32]
 
-MAX_SIDE_PX = 8192  # beyond 8K nothing real is recorded, and one frame would take 100 MB
-MAX_FRAME_RATE = 240
 SPEECH_RATE_HZ = 16_000  # what the recogniser and the mel front end take
 RESYNC_MS = 100  # a jump of the sound's own timestamps beyond this is a gap or an overlap (design section 4)
-MAX_GAP_S = 600  # a longer hole in the sound is a broken timestamp
-TRUNCATION_SLACK_S = 1.0  # containers round their duration, and streams end apart by up to a GOP
-TAIL_WINDOW_S = 12.0  # seek this far before the declared end: the longest usual distance between key frames
-
-
-@dataclass(frozen=True)
-class MediaInfo:
-    """What a file holds."""
-
-    path: Path
-    width: int
-    height: int
-    frame_rate: Fraction
-    video_time_base: Fraction
-    pixel_format: str
-    sample_rate_hz: int
-    channels: int
-    start_s: Fraction  # container time of 0 ms
-    duration_s: float | None  # None when the container does not say
-
-
-def probe_media(path: Path) -> MediaInfo:
-    """Look at a file without decoding it. Raises InputError when it cannot be dubbed."""
-    with closing(_open(path)) as container:
-        video, audio = _streams(container, path)
-        context = video.codec_context
-        if context is None or not context.width or not context.height:
-            raise InputError(f"{path}: the video stream has no picture size; the file is damaged, or not a video")
-        if max(context.width, context.height) > MAX_SIDE_PX:
-            raise InputError(f"{path}: {context.width}x{context.height} is too large; at most {MAX_SIDE_PX} px a side")
-        rate = video.average_rate or video.guessed_rate or video.base_rate
-        if not rate or rate > MAX_FRAME_RATE:
-            raise InputError(
-                f"{path}: frame rate {rate or 'unknown'} is not usable; at most {MAX_FRAME_RATE} per second"
-            )
-        info = MediaInfo(
-            path=path,
-            width=context.width,
-            height=context.height,
-            frame_rate=Fraction(rate),
-            video_time_base=Fraction(video.time_base),
-            pixel_format=context.pix_fmt or "yuv420p",
-            sample_rate_hz=audio.codec_context.sample_rate,
-            channels=audio.codec_context.channels,
-            start_s=min(_start_s(video), _start_s(audio)),
-            duration_s=container.duration / av.time_base if container.duration else None,
-        )
-    _refuse_truncated(info)
-    return info
+SHIFT_MS = 30  # and so is a smaller one that lasts; viewers notice sound that is 45 ms early (ITU-R BT.1359)
+SHIFT_WINDOW_S = 0.25  # what jitters about its right time for less than this is left alone
+MAX_JUMP_S = 600  # a longer hole in picture or sound is a broken timestamp ...
+MAX_BACK_S = 10  # ... and so is a longer step back, as between recordings that were strung together
+SILENCE_PIECE_S = 1  # a long gap is filled in pieces
 
 
 class _Reader:
     """An open file that one thread reads while another may close it: a cancelled job's thread cannot be stopped."""
 
     def __init__(self, info: MediaInfo) -> None:
-        self._container = _open(info.path)
+        self._info = info
+        self._container = open_media(info.path)
         self._busy = Lock()
         self._closed = False
 
@@ -92,15 +49,38 @@ class _Reader:
             self._closed = True
             self._container.close()
 
+    def _check_jump(self, what: str, jump_s: Fraction) -> None:
+        if not -MAX_BACK_S <= jump_s <= MAX_JUMP_S:
+            raise InputError(
+                f"{self._info.path}: the time of its {what} jumps by {float(jump_s):.0f} s; convert it again"
+            )
+
+    def _decoded(self, stream: Any) -> Iterator[Any]:
+        """Frames of one stream, None where a damaged packet was skipped; any two readers skip the same ones."""
+        try:
+            for packet in packets(self._container, stream):
+                try:
+                    frames = packet.decode()
+                except av.EOFError:
+                    frames = []
+                except av.FFmpegError:
+                    frames = [None]
+                yield from frames
+        except av.FFmpegError as error:
+            raise InputError(f"{self._info.path}: is damaged ({reason(error)}); copy or convert it again") from None
+
 
 class VideoReader(_Reader):
-    """Decoded pictures of a file in presentation order, each with its time."""
+    """Decoded pictures of a file in presentation order, upright, each with its time.
 
-    def __init__(self, info: MediaInfo) -> None:
+    `pixel_format` (yuv420p or yuv444p) converts every one; without it they come as stored, unless they are turned.
+    """
+
+    def __init__(self, info: MediaInfo, pixel_format: str | None = None) -> None:
         super().__init__(info)
-        self._stream, _ = _streams(self._container, info.path)
+        self._stream, _ = first_streams(self._container, info.path)
         self._stream.thread_type = "AUTO"
-        self._info = info
+        self._pixel_format = pixel_format
         self._frames = self._decode()
 
     def read(self, count: int) -> list[tuple[float, Any]]:
@@ -109,15 +89,59 @@ class VideoReader(_Reader):
             return [] if self._closed else list(islice(self._frames, count))
 
     def _decode(self) -> Iterator[tuple[float, Any]]:
-        last_ms = -1.0
-        step_ms = float(1000 / self._info.frame_rate)
-        for frame in _decoded(self._container, self._stream):
+        """Each frame lasts until the next one, the last one until the file says that the picture ends."""
+        tick_s = self._info.video_time_base
+        held: Any = None
+        for frame in self._timed():
+            if held is not None:
+                held.duration = frame.pts - held.pts
+                yield float(held.pts * tick_s * 1000), held
+            held = frame
+        if held is not None:
+            held.duration = self._end() - held.pts if self._end() > held.pts else held.duration
+            yield float(held.pts * tick_s * 1000), held
+
+    def _timed(self) -> Iterator[Any]:
+        """Frames with rising times in ticks of the output's clock, whatever the file says."""
+        tick_s = self._info.video_time_base
+        step = max(1, round(1 / self._info.frame_rate / tick_s))
+        last: int | None = None
+        for frame in self._decoded(self._stream):
+            if frame is None:
+                continue
             if frame.pts is None:
-                time_ms = last_ms + step_ms if last_ms >= 0 else 0.0
+                ticks = 0 if last is None else last + step
             else:
-                time_ms = float((frame.pts * Fraction(frame.time_base) - self._info.start_s) * 1000)
-            last_ms = time_ms
-            yield time_ms, frame
+                ticks = self._ticks(frame.pts, frame.time_base)
+                self._check_jump("picture", (ticks - (last or 0)) * tick_s)
+                ticks = ticks if last is None else max(ticks, last + 1)
+            last = ticks
+            upright = self._upright(frame)
+            upright.duration = round((frame.duration or 0) * Fraction(frame.time_base or 0) / tick_s)
+            upright.pts, upright.time_base = ticks, tick_s
+            yield upright
+
+    def _ticks(self, pts: int, time_base: Fraction) -> int:
+        """A time of the container in ticks since 0 ms."""
+        tick_s = self._info.video_time_base
+        return round(pts * Fraction(time_base) / tick_s) - round(self._info.start_s / tick_s)
+
+    def _end(self) -> int:
+        """Where the picture ends as an MP4 says; 0 elsewhere, where the last frame itself says how long it lasts."""
+        stream = self._stream
+        if stream.duration is None or "mov" not in self._container.format.name:
+            return 0
+        return self._ticks((stream.start_time or 0) + stream.duration, stream.time_base)
+
+    def _upright(self, frame: Any) -> Any:
+        """One size and orientation, even where the stream changes its own on the way."""
+        info = self._info
+        if info.orientation == Orientation():
+            same_size = (frame.width, frame.height) == (info.width, info.height)
+            kept = frame.format.name if same_size else info.planar_format
+            return in_format(frame, self._pixel_format or kept, info.width, info.height)
+        stored = (info.height, info.width) if info.orientation.transposed else (info.width, info.height)
+        return turned(in_format(frame, info.planar_format, *stored), info.orientation)
 
 
 class AudioReader(_Reader):
@@ -125,13 +149,10 @@ class AudioReader(_Reader):
 
     def __init__(self, info: MediaInfo, sample_rate_hz: int, channels: int) -> None:
         super().__init__(info)
-        _, self._stream = _streams(self._container, info.path)
-        self._info = info
+        _, self._stream = first_streams(self._container, info.path)
         self._rate = sample_rate_hz
-        layout = "mono" if channels == 1 else "stereo"
-        self._native = av.AudioResampler("fltp", layout, sample_rate_hz)
-        self._mono = av.AudioResampler("fltp", "mono", SPEECH_RATE_HZ)
         self._channels = channels
+        self._source: tuple[str, str, int] | None = None  # format, layout and rate that the resamplers are set up for
         self._chunks = self._decode()
 
     def read(self, seconds: float) -> tuple[Float32, Float32] | None:
@@ -149,105 +170,87 @@ class AudioReader(_Reader):
         return np.concatenate(native, axis=1), np.concatenate(mono)
 
     def _decode(self) -> Iterator[tuple[Float32, Float32]]:
-        samples = 0  # at the source's own rate
-        for frame in _decoded(self._container, self._stream):
-            due = samples
+        heard_s = Fraction(0)  # how much sound there was so far
+        shift = _Shift()
+        for frame in self._decoded(self._stream):
+            if frame is None:
+                shift = _Shift()
+                continue
+            source = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if source != self._source:
+                yield self._convert(None)
+                self._set_up(source)
+            gap_s = Fraction(0)
             if frame.pts is not None:
-                due = round((frame.pts * Fraction(frame.time_base) - self._info.start_s) * frame.sample_rate)
-            gap = due - samples
-            if samples == 0 or abs(gap) * 1000 > RESYNC_MS * frame.sample_rate:
-                if gap > MAX_GAP_S * frame.sample_rate:
-                    raise InputError(f"{self._info.path}: the sound's timestamps jump by {gap // frame.sample_rate} s")
-                if gap < 0:
-                    continue  # an overlap: this piece has been heard
-                if gap > 0:
-                    samples += gap
-                    yield self._convert(_silence(frame, gap))
-            samples += frame.samples
-            yield self._convert(frame)
+                gap_s = frame.pts * Fraction(frame.time_base) - self._info.start_s - heard_s
+                self._check_jump("sound", gap_s)
+            gap_s = shift.to_make_up(gap_s, frame.samples / frame.sample_rate)
+            for piece in _moved(frame, round(gap_s * frame.sample_rate)):
+                heard_s += Fraction(piece.samples, piece.sample_rate)
+                yield self._convert(piece)
         yield self._convert(None)
+
+    def _set_up(self, source: tuple[str, str, int]) -> None:
+        self._source = source
+        self._native = av.AudioResampler("fltp", "mono" if self._channels == 1 else "stereo", self._rate)
+        self._mono = av.AudioResampler("fltp", "mono", SPEECH_RATE_HZ)
 
     def _convert(self, frame: Any) -> tuple[Float32, Float32]:
         """Both forms of one piece; None flushes what the resamplers hold."""
-        if frame is not None:
-            frame.pts = None  # the resamplers count samples themselves
-        native = [piece.to_ndarray() for piece in self._native.resample(frame)]
-        mono = [piece.to_ndarray()[0] for piece in self._mono.resample(frame)]
+        native: list[Float32] = []
+        mono: list[Float32] = []
+        if self._source is not None:
+            if frame is not None:
+                frame.pts = None  # the resamplers count samples themselves
+            native = [piece.to_ndarray() for piece in self._native.resample(frame)]
+            mono = [piece.to_ndarray()[0] for piece in self._mono.resample(frame)]
         pcm = np.concatenate(native, axis=1) if native else np.zeros((self._channels, 0), np.float32)
         if not np.isfinite(pcm).all():
             raise InputError(f"{self._info.path}: the sound holds NaN or infinite samples; re-encode the file")
         return pcm, np.concatenate(mono) if mono else np.zeros(0, np.float32)
 
 
-def _open(path: Path) -> Any:
-    if not path.exists():
-        raise InputError(f"{path}: no such file")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; name a video file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: is empty (0 bytes)")
-    try:
-        return av.open(str(path), metadata_errors="replace")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise InputError(f"{path}: is cut off, damaged or no video ({_reason(error)})") from None
+class _Shift:
+    """Tells gaps and overlaps of the sound's timestamps from their jitter."""
+
+    def __init__(self) -> None:
+        self._mean_s: float | None = None  # recent mean; None: the next piece is put exactly in its place
+
+    def to_make_up(self, gap_s: Fraction, piece_s: float) -> Fraction:
+        """How much of the gap before a piece of sound is real."""
+        if self._mean_s is not None and abs(gap_s) * 1000 <= RESYNC_MS:
+            self._mean_s += (float(gap_s) - self._mean_s) * min(1.0, piece_s / SHIFT_WINDOW_S)
+            if abs(self._mean_s) * 1000 <= SHIFT_MS:
+                return Fraction(0)
+        self._mean_s = None if -gap_s >= piece_s else 0.0  # an overlap may end within the next piece
+        return gap_s
 
 
-def _streams(container: Any, path: Path) -> tuple[Any, Any]:
-    video = next((s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic), None)
-    audio = next(iter(container.streams.audio), None)
-    if video is None:
-        raise InputError(f"{path}: has no video stream; a clip with picture and sound is needed")
-    if audio is None or not audio.codec_context.sample_rate:
-        raise InputError(f"{path}: has no sound; a clip with picture and speech is needed")
-    return video, audio
+def _moved(frame: Any, gap: int) -> Iterator[Any]:
+    """The frame behind `gap` samples of silence, or without its first samples where it overlaps what was before."""
+    if gap < 0:
+        if -gap < frame.samples:
+            yield _without_first(frame, -gap)
+        return
+    while gap > 0:
+        piece = min(gap, SILENCE_PIECE_S * frame.sample_rate)
+        yield _silence(frame, piece)
+        gap -= piece
+    yield frame
 
 
-def _start_s(stream: Any) -> Fraction:
-    return Fraction(stream.start_time or 0) * Fraction(stream.time_base)
-
-
-def _decoded(container: Any, stream: Any) -> Iterator[Any]:
-    """Frames of one stream; a damaged packet is skipped, so that two readers of a file skip the same ones."""
-    for packet in container.demux(stream):
-        try:
-            yield from packet.decode()
-        except av.error.InvalidDataError:
-            continue
+def _without_first(frame: Any, samples: int) -> Any:
+    pcm = frame.to_ndarray()  # packed formats have their channels interleaved in one row
+    cut = samples if frame.format.is_planar else samples * len(frame.layout.channels)
+    rest = av.AudioFrame.from_ndarray(np.ascontiguousarray(pcm[:, cut:]), frame.format.name, frame.layout.name)
+    rest.sample_rate, rest.time_base = frame.sample_rate, frame.time_base
+    return rest
 
 
 def _silence(like: Any, samples: int) -> Any:
     frame = av.AudioFrame(format=like.format.name, layout=like.layout.name, samples=samples)
-    frame.sample_rate = like.sample_rate
+    frame.sample_rate, frame.time_base = like.sample_rate, like.time_base
+    zero = b"\x80" if like.format.name.startswith("u8") else b"\0"
     for plane in frame.planes:
-        plane.update(bytes(plane.buffer_size))
+        plane.update(zero * plane.buffer_size)
     return frame
-
-
-def _refuse_truncated(info: MediaInfo) -> None:
-    """Seek near the declared end: a file that was cut off has no packets there. Raises InputError."""
-    if not info.duration_s or info.duration_s < TRUNCATION_SLACK_S:
-        return
-    last_s = 0.0
-    with closing(_open(info.path)) as container:
-        try:
-            container.seek(int(max(0.0, info.duration_s - TAIL_WINDOW_S) * av.time_base))
-            for packet in container.demux():
-                if packet.pts is not None and not packet.is_corrupt:
-                    end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                    last_s = max(last_s, float(end - info.start_s))
-        except av.FFmpegError:
-            pass  # what was read so far decides
-        declared = max(_end_s(stream) for stream in container.streams if stream.type in ("video", "audio"))
-    if declared and last_s < declared - TRUNCATION_SLACK_S:
-        raise InputError(
-            f"{info.path}: is truncated: it says {declared:.1f} s but its data end at {last_s:.1f} s; copy it again"
-        )
-
-
-def _end_s(stream: Any) -> float:
-    """Declared duration of one stream in seconds, 0 when the container does not say."""
-    return float(stream.duration * stream.time_base) if stream.duration else 0.0
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error).split("\n")[0]

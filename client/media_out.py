@@ -1,9 +1,13 @@
-"""Writes the dubbed file: H.264 and AAC with the input's size, frame rate and timestamps, complete or not at all."""
+"""Writes the dubbed file: H.264 and AAC with the input's size, aspect, colours, frame rate and timestamps.
+
+It is complete or not there at all.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from threading import Lock
@@ -14,15 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from polylip.client.errors import InputError
-from polylip.client.media_in import MediaInfo
+from polylip.client.media_probe import MediaInfo, reason
 
 Float32 = npt.NDArray[np.float32]
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".m4v")
+FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".m4v": "mp4"}
 X264_OPTIONS = {"preset": "veryfast", "crf": "18"}  # crf 18 is visually lossless; veryfast costs 4 ms per 720p frame
 AUDIO_BIT_RATE = 160_000  # transparent for speech in stereo
 AAC_RATES_HZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 FALLBACK_RATE_HZ = 48_000
+NAME_LENGTH = 40  # characters of the output's name in the temporary one, so that a long name stays short enough
+
+FRAME_DURATION = int(av.codec.context.Flags.frame_duration)  # without it the last frame's duration is guessed
 
 
 def output_sample_rate(info: MediaInfo) -> int:
@@ -35,11 +42,6 @@ def output_channels(info: MediaInfo) -> int:
     return 1 if info.channels == 1 else 2
 
 
-def output_pixel_format(info: MediaInfo) -> str:
-    """yuv420p plays everywhere; it cannot hold an odd width or height, yuv444p can."""
-    return "yuv420p" if info.width % 2 == 0 and info.height % 2 == 0 else "yuv444p"
-
-
 class MediaWriter:
     """Encodes into a temporary file beside the output; `finish` moves it into place, `discard` removes it.
 
@@ -49,31 +51,42 @@ class MediaWriter:
     def __init__(self, path: Path, info: MediaInfo) -> None:
         self._path = path
         self._info = info
-        self._temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-        self._container = self._create()
-        self._video = self._add_video()
+        self._temporary = path.absolute().with_name(f".{path.stem[:NAME_LENGTH]}.{os.getpid()}{path.suffix}")
         self._rate = output_sample_rate(info)
         self._layout = "mono" if output_channels(info) == 1 else "stereo"
-        self._audio = self._container.add_stream("aac", rate=self._rate, layout=self._layout)
-        self._audio.bit_rate = AUDIO_BIT_RATE
         self._busy = Lock()
         self._closed = False
+        self._pictures_ended = False
         self._samples = 0
         self._last_pts: int | None = None
+        self._step = max(1, round(1 / info.frame_rate / info.video_time_base))
+        self._container = self._create()
+        self._video = self._add_video()
+        self._audio = self._container.add_stream("aac", rate=self._rate, layout=self._layout)
+        self._audio.bit_rate = AUDIO_BIT_RATE
 
     def write(self, pictures: Iterable[tuple[Any, float]], pcm: Float32) -> None:
         """Pictures (av.VideoFrame, time_ms) and the sound float32 (channels, n) that follows on the last call's."""
         with self._busy:
             if self._closed:
                 return
-            for frame, time_ms in pictures:
-                self._write_frame(frame, time_ms)
-            self._write_audio(pcm)
+            with self._refused_by_the_disk():
+                for frame, time_ms in pictures:
+                    self._write_frame(frame, time_ms)
+                self._write_audio(pcm)
+
+    def end_pictures(self) -> None:
+        """No picture comes any more: those that the encoder holds back must not wait behind the sound."""
+        with self._busy:
+            if not self._closed and not self._pictures_ended:
+                self._pictures_ended = True
+                with self._refused_by_the_disk():
+                    self._container.mux(self._video.encode())
 
     def finish(self, path: Path) -> None:
         """Complete the file and move it to `path`."""
-        with self._busy:
-            self._container.mux(self._video.encode())
+        self.end_pictures()
+        with self._busy, self._refused_by_the_disk():
             self._container.mux(self._audio.encode())
             self._container.close()
             self._closed = True
@@ -83,7 +96,8 @@ class MediaWriter:
         """Leave nothing behind. Safe after `finish`."""
         with self._busy:
             self._closed = True
-            self._container.close()
+            with suppress(av.FFmpegError, OSError):  # closing writes the rest, which a full disk refuses again
+                self._container.close()
             self._temporary.unlink(missing_ok=True)
 
     def _write_frame(self, frame: Any, time_ms: float) -> None:
@@ -94,6 +108,7 @@ class MediaWriter:
         self._last_pts = pts
         frame.pts = pts
         frame.time_base = self._info.video_time_base
+        frame.duration = frame.duration or self._step
         frame.pict_type = 0  # the encoder decides, not the source's frame type
         self._container.mux(self._video.encode(frame))
 
@@ -108,24 +123,39 @@ class MediaWriter:
         self._samples += pcm.shape[1]
         self._container.mux(self._audio.encode(frame))
 
-    def _create(self) -> Any:
-        if self._path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{self._path}: unknown output type; end the name in one of: {', '.join(SUFFIXES)}")
-        if self._path.is_dir():
-            raise InputError(f"{self._path}: is a folder; name an output file")
+    @contextmanager
+    def _refused_by_the_disk(self) -> Iterator[None]:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._temporary, "wb"):
-                pass
-            return av.open(str(self._temporary), "w", options={"movflags": "+faststart"})
-        except OSError as error:
+            yield
+        except (av.FFmpegError, OSError) as error:
             raise InputError(
-                f"{self._path}: cannot be written ({error.strerror}); choose another output path"
+                f"{self._path}: cannot be written ({reason(error)}); make room, or choose another output path"
             ) from None
 
+    def _create(self) -> Any:
+        if self._path.suffix.lower() not in FORMATS:
+            raise InputError(f"{self._path}: unknown output type; end the name in one of: {', '.join(FORMATS)}")
+        if self._path.is_dir():
+            raise InputError(f"{self._path}: is a folder; name an output file")
+        with self._refused_by_the_disk():
+            self._temporary.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.touch()
+        # As a URL, so that a name with a colon is a name. A time before a track's start is kept in movie ticks.
+        options = {"movflags": "+faststart", "movie_timescale": str(self._info.video_time_base.denominator)}
+        format_name = FORMATS[self._path.suffix.lower()]
+        return av.open(
+            f"file:{self._temporary}", "w", format=format_name, options={} if format_name == "matroska" else options
+        )
+
     def _add_video(self) -> Any:
-        stream = self._container.add_stream("libx264", rate=self._info.frame_rate, options=X264_OPTIONS)
-        stream.width, stream.height = self._info.width, self._info.height
-        stream.pix_fmt = output_pixel_format(self._info)
-        stream.codec_context.time_base = self._info.video_time_base
+        info = self._info
+        stream = self._container.add_stream("libx264", rate=info.frame_rate, options=X264_OPTIONS)
+        stream.width, stream.height = info.width, info.height
+        stream.pix_fmt = info.planar_format
+        encoder = stream.codec_context
+        encoder.time_base = info.video_time_base
+        encoder.flags |= FRAME_DURATION
+        encoder.sample_aspect_ratio = info.sample_aspect_ratio
+        encoder.color_range, encoder.colorspace = info.colour.range, info.colour.space
+        encoder.color_primaries, encoder.color_trc = info.colour.primaries, info.colour.transfer
         return stream

@@ -15,7 +15,7 @@ from typing import Any
 from polylip.client.blend import FaceCut, cut_face, frame_planes, paste_mouth, to_frame
 from polylip.client.lipsync import LipsRequest, request_lips
 from polylip.client.media_in import MediaInfo, VideoReader
-from polylip.client.media_out import MediaWriter, output_pixel_format
+from polylip.client.media_out import MediaWriter
 from polylip.client.mix import AudioBed, Float32
 from polylip.client.pulse import Pulse
 from polylip.client.results import FaceSample
@@ -37,6 +37,7 @@ class _Work:
 
     slot: Slot
     frame: Any  # av.VideoFrame in the output's pixel format, or its pixels once cut is set
+    duration: int  # of the frame, in ticks of the output's clock
     dub: Dub | None = None
     cut: FaceCut | None = None
 
@@ -83,7 +84,7 @@ class Renderer:
         self._stream = stream
         self._writer = writer
         self._on_progress = on_progress
-        self._format = output_pixel_format(info)
+        self._format = info.planar_format
         frame_bytes = info.width * info.height * 3 // 2
         self._batch = max(2, min(MAX_BATCH, BATCH_BYTES // frame_bytes))
         self.counts = RenderCounts()
@@ -91,10 +92,13 @@ class Renderer:
         self.samples: list[FaceSample] = []
         self._sample_step = 1
         self.position_ms = 0.0
+        self.next_ms = (
+            0.0  # of the picture waited for: the sound must be known up to it, however long the last one stays
+        )
 
     async def run(self) -> None:
         """Until every frame of the ring is written, and the sound to its end."""
-        reader = VideoReader(self._info)
+        reader = VideoReader(self._info, self._format)
         batches: asyncio.Queue[_Batch | None] = asyncio.Queue(1)
         try:
             async with asyncio.TaskGroup() as group:
@@ -106,18 +110,28 @@ class Renderer:
 
     async def _prepare_all(self, reader: VideoReader, batches: asyncio.Queue[_Batch | None]) -> None:
         while True:
-            await self._pulse.until(lambda: self._ring.ready(self._timeline.safe_ms) or self._ring.finished)
-            slots = self._ring.take(self._batch, self._timeline.safe_ms)
+            slots = await self._next_slots()
             if not slots:
                 return
             frames = await asyncio.to_thread(reader.read, len(slots))
             # The analysis has seen these frames; a second reader of the same file sees the same ones.
             work = [
-                _Work(slot, frame, self._timeline.dub_at(slot.time_ms))
+                _Work(slot, frame, frame.duration, self._timeline.dub_at(slot.time_ms))
                 for slot, (_, frame) in zip(slots, frames, strict=True)
             ]
             await asyncio.to_thread(self._cut_faces, work)
             await batches.put(await self._request_lips(work))
+
+    async def _next_slots(self) -> list[Slot]:
+        """The next frames that are settled, at least one; none at the end."""
+        await self._pulse.until(lambda: self._ring.ready(float("inf")) or self._ring.finished)
+        slots = self._ring.take(1, float("inf"))
+        if slots:
+            self.next_ms = slots[0].time_ms
+            self._pulse.beat()
+            await self._pulse.until(lambda: self._timeline.safe_ms > self.next_ms)
+            slots += self._ring.take(self._batch - 1, self._timeline.safe_ms)
+        return slots
 
     def _cut_faces(self, work: list[_Work]) -> None:
         for item in work:
@@ -126,8 +140,6 @@ class Renderer:
                 item.cut = cut_face(planes, item.slot.face.box_px)
                 if item.cut is not None:
                     item.frame = pixels
-            if item.cut is None and item.frame.format.name != self._format:
-                item.frame = item.frame.reformat(format=self._format)
 
     async def _request_lips(self, work: list[_Work]) -> _Batch:
         batch = _Batch(work)
@@ -162,6 +174,7 @@ class Renderer:
 
     async def _write_rest_of_sound(self) -> None:
         """The sound may go on behind the last picture, a dub too: words are never cut."""
+        await asyncio.to_thread(self._writer.end_pictures)
         complete = False
         while not complete:
             await self._pulse.until(
@@ -189,12 +202,16 @@ class Renderer:
         return min(1.0, since / EDGE_MS, left / EDGE_MS)
 
     def _encode(self, work: list[_Work], sound: Float32) -> None:
-        pictures = (
-            (item.frame if item.cut is None else to_frame(item.frame, self._format), item.slot.time_ms) for item in work
-        )
-        self._writer.write(pictures, sound)
+        self._writer.write(((self._picture(item), item.slot.time_ms) for item in work), sound)
         for item in work:
             self._count(item)
+
+    def _picture(self, item: _Work) -> Any:
+        """The frame as the encoder takes it."""
+        if item.cut is not None:
+            item.frame = to_frame(item.frame, self._format)
+            item.frame.duration = item.duration
+        return item.frame
 
     def _count(self, item: _Work) -> None:
         self.counts.frames += 1
