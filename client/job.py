@@ -267,6 +267,8 @@ def _warnings(run: _Branches, duration_s: float) -> list[str]:
     if missing:
         reason = next(s.message for s in segments if s.status is Status.ERROR)
         warnings.append(f"segments without a dub: {', '.join(missing)}, their original sound passes ({reason})")
+    if counts.damaged_packets:
+        warnings.append(f"the input is damaged: {counts.damaged_packets} packets of its picture were skipped")
     if run.faces.failed_chunks or counts.lips_failures:
         failed = run.faces.failed_chunks + counts.lips_failures
         warnings.append(f"{failed} picture requests failed: the frames they cover pass unchanged")

@@ -42,6 +42,7 @@ class _Reader:
         self._container = open_media(info.path)
         self._busy = Lock()
         self._closed = False
+        self.damaged = 0  # packets skipped so far
 
     def close(self) -> None:
         """Waits for a read that is under way. Safe to call twice."""
@@ -64,6 +65,7 @@ class _Reader:
                 except av.EOFError:
                     frames = []
                 except av.FFmpegError:
+                    self.damaged += 1
                     frames = [None]
                 yield from frames
         except av.FFmpegError as error:

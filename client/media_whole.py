@@ -24,6 +24,8 @@ def refuse_truncated(container: Any, streams: tuple[Any, ...], path: Path) -> No
         _compare_bytes(_mkv_size(path), size, path)
     elif "mov" in name:
         _compare_bytes(max(_indexed_size(stream) for stream in streams), size, path)
+    elif name == "avi":
+        _compare_bytes(_avi_size(path), size, path)
     elif container.duration:
         _compare_times(container, path)
 
@@ -42,8 +44,15 @@ def _compare_bytes(declared: int, size: int, path: Path) -> None:
 
 
 def _indexed_size(stream: Any) -> int:
-    """End of the last sample in the index of an MP4; 0 when it has none, as for fragmented ones."""
-    return max((entry.pos + entry.size for entry in stream.index_entries), default=0)
+    """End of the last sample in the index of an MP4; what came in fragments behind the index is not in it."""
+    return max((entry.pos + entry.size for entry in stream.index_entries[: stream.frames]), default=0)
+
+
+def _avi_size(path: Path) -> int:
+    """What the first chunk says, which is the whole of a file below 1 GB; recorders that crashed leave it 0."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    return int.from_bytes(head[4:8], "little") if head[:4] == b"RIFF" else 0
 
 
 def _mkv_size(path: Path) -> int:

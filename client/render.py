@@ -59,6 +59,7 @@ class RenderCounts:
     without_face: int = 0
     lips_calls: int = 0
     lips_failures: int = 0
+    damaged_packets: int = 0
 
 
 class Renderer:
@@ -114,6 +115,7 @@ class Renderer:
             if not slots:
                 return
             frames = await asyncio.to_thread(reader.read, len(slots))
+            self.counts.damaged_packets = reader.damaged
             # The analysis has seen these frames; a second reader of the same file sees the same ones.
             work = [
                 _Work(slot, frame, frame.duration, self._timeline.dub_at(slot.time_ms))

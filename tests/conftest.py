@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from polylip.serving.doctor import LIPS_LITE
 from polylip.serving.guard import SHM
 from polylip.serving.launcher import Server, ServerOptions, start_server
 from polylip.serving.runtime import find_model_repository
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and every child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
 REAL_CLIP = Path(__file__).parents[2] / "shared" / "media" / "interview_en.mp4"
