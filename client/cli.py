@@ -37,6 +37,7 @@ export_app = typer.Typer(no_args_is_help=True, help="Make the files that the mod
 app.add_typer(export_app, name="export")
 err = Console(stderr=True)
 
+PORTS = {"min": 0, "max": 65535}
 Profile = Annotated[str, typer.Option(help="Which engines to serve; `lite` needs no download and no GPU.")]
 
 
@@ -73,9 +74,9 @@ def dub(
 @app.command()
 def serve(
     profile: Profile = "lite",
-    grpc_port: Annotated[int, typer.Option(help="gRPC port on loopback; 0 takes a free one")] = 8001,
-    metrics_port: Annotated[int, typer.Option(help="Prometheus metrics port on loopback; 0 takes a free one")] = 8002,
-    http_port: Annotated[int | None, typer.Option(help="HTTP port on loopback; off unless given")] = None,
+    grpc_port: Annotated[int, typer.Option(**PORTS, help="gRPC port on loopback; 0 takes a free one")] = 8001,
+    metrics_port: Annotated[int, typer.Option(**PORTS, help="Metrics port on loopback; 0 takes a free one")] = 8002,
+    http_port: Annotated[int | None, typer.Option(**PORTS, help="HTTP port on loopback; off unless given")] = None,
     log: Annotated[Path | None, typer.Option(help="Server log; by default a new file in the state folder")] = None,
 ) -> None:
     """Start a tritonserver on loopback and keep it until Ctrl-C or SIGTERM.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -105,7 +106,16 @@ class FacesBranch:
                 await waiting.put(None)
         finally:
             reader.close()
+            await self._end_sequence()
         self._ring.close()
+
+    async def _end_sequence(self) -> None:
+        """A job that breaks off ends its sequence too: an open one counts as work in flight when the server stops."""
+        if not self._sequence or self._lost:
+            return
+        empty = _Chunk([np.zeros((ANALYSIS_HEIGHT, ANALYSIS_WIDTH, 3), np.uint8)], [0], [0])
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._submit(empty, end=True)
 
     async def _send_all(self, reader: VideoReader, waiting: _Waiting) -> None:
         """Key frames are 0 and then the last of each step, so that a chunk ends with one."""
@@ -145,9 +155,10 @@ class FacesBranch:
             "QUERY_MS": np.array(chunk.query_ms, np.int64),
         }
         try:
-            return await self._stream.submit(
-                "faces", inputs, TIMEOUT_S, SequencePosition(self._sequence, start=start, end=end)
-            )
+            position = SequencePosition(self._sequence, start=start, end=end)
+            if end:
+                self._sequence = 0
+            return await self._stream.submit("faces", inputs, TIMEOUT_S, position)
         except ServerError as error:
             self._fail(error)
             return None

@@ -28,6 +28,7 @@ from polylip.client.wire import (
 )
 
 CONNECT_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 2.0  # for answers under way when a stream is closed; a frozen server is not waited for
 _ENSEMBLE_PREFIX = re.compile(r"^in ensemble '\w+', ")  # the model that failed names itself behind it
 
 Outputs = dict[str, Tensor]
@@ -64,7 +65,10 @@ class TritonClient:
 
 
 class TritonStream:
-    """One ModelStreamInfer call: requests leave in the order of `submit`, answers find their request by its id."""
+    """One ModelStreamInfer call: requests leave in the order of `submit`, answers find their request by its id.
+
+    Never mix models with one response per request and decoupled ones on a stream: tritonserver 2.51 crashes of it.
+    """
 
     def __init__(self, stub: Any) -> None:
         self._call = stub.ModelStreamInfer()
@@ -80,10 +84,20 @@ class TritonStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._call.cancel()
-        self._reader.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._reader
+        """Half-close and let the server end the stream; cancel only what it does not end in time.
+
+        A stream cancelled while the server still writes, be it an empty last response, can crash tritonserver 2.51.
+        """
+        try:
+            with contextlib.suppress(TimeoutError, grpc.RpcError, asyncio.InvalidStateError):
+                async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                    await self._call.done_writing()
+                    await asyncio.shield(self._reader)
+        finally:
+            self._call.cancel()
+            self._reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reader
 
     async def submit(
         self, model: str, inputs: Inputs, timeout_s: float, sequence: SequencePosition | None = None

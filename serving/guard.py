@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 GRACE_S = 8.0  # tritonserver unloads the lite models in 1 s; one with a hung request never stops by itself
-PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 SHM = Path("/dev/shm")  # noqa: S108  where POSIX shared memory lives on Linux
 
 
@@ -33,9 +33,18 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, _ignore)
     # The stubs of a killed server become children of the guard, for a PID 1 that reaps late or, in a container, never.
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc = ctypes.CDLL(None)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with open(log_path, "ab", buffering=0) as log:
-        server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            # Should the guard itself be killed outright, the server goes with it.
+            preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0),  # noqa: PLW1509  one thread here
+        )
     try:
         status = _wait(server, wake_read)
     finally:

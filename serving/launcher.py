@@ -45,18 +45,26 @@ class Server:
     """A running tritonserver behind its guard."""
 
     def __init__(
-        self, guard: subprocess.Popen[bytes], options: ServerOptions, ports: Ports, log_path: Path, shm_prefix: str
+        self, guard: subprocess.Popen[bytes], options: ServerOptions, ports: Ports, log: Log, shm_prefix: str
     ) -> None:
         self._guard = guard
+        self._log = log
         self.options = options
         self.ports = ports
-        self.log_path = log_path
         self.shm_prefix = shm_prefix  # of its regions in /dev/shm
 
     @property
     def url(self) -> str:
         """`host:port` of the gRPC endpoint."""
         return f"{LOOPBACK}:{self.ports.grpc}"
+
+    @property
+    def log_path(self) -> Path:
+        return self._log.path
+
+    def read_log(self) -> str:
+        """What this server, not an earlier one, has written to its log."""
+        return self._log.path.read_bytes()[self._log.start :].decode("utf-8", "replace")
 
     @property
     def guard_pid(self) -> int:
@@ -80,6 +88,14 @@ class Server:
         except subprocess.TimeoutExpired:
             self._guard.kill()
             self._guard.wait()
+
+
+@dataclass(frozen=True)
+class Log:
+    """The server's log; a file that was there already is appended to."""
+
+    path: Path
+    start: int  # bytes of earlier servers
 
 
 @dataclass(frozen=True)
@@ -125,7 +141,7 @@ def _spawn(options: ServerOptions) -> Server:
     runtime = find_runtime()
     repository = options.model_repository or find_model_repository()
     ports = _choose_ports(options)
-    log_path = _open_log(options)
+    log = _open_log(options)
     run_dir = Path(tempfile.mkdtemp(prefix="polylip-"))  # last: from here on nothing but the guard removes it
     prefix = f"polylip_{os.getpid()}_{secrets.token_hex(4)}_"
     command = [
@@ -137,12 +153,12 @@ def _spawn(options: ServerOptions) -> Server:
         *_address_flags(ports),
     ]
     guard = subprocess.Popen(
-        [sys.executable, "-m", "polylip.serving.guard", str(run_dir), str(log_path), prefix, "--", *command],
+        [sys.executable, "-m", "polylip.serving.guard", str(run_dir), str(log.path), prefix, "--", *command],
         stdin=subprocess.PIPE,
         env=server_environment(runtime),
         start_new_session=True,  # Ctrl-C reaches this process, which then stops the server in order
     )
-    return Server(guard, options, ports, log_path, prefix)
+    return Server(guard, options, ports, log, prefix)
 
 
 def _address_flags(ports: Ports) -> list[str]:
@@ -188,7 +204,7 @@ def _wait_until_answering(server: Server, timeout_s: float) -> None:
 
 def _explain_exit(server: Server) -> EngineError:
     """The most telling line of the log of a server that ended while starting."""
-    log = server.log_path.read_text(errors="replace")
+    log = server.read_log()
     if "Address already in use" in log or "failed to start GRPC service" in log.lower():
         return _PortTakenError(f"a port is already in use ({server.ports}); choose others; log: {server.log_path}")
     found = re.findall(r"failed to load '(\S+)' version \d+: (.+)", log) or re.findall(
@@ -198,15 +214,15 @@ def _explain_exit(server: Server) -> EngineError:
     return EngineError(f"tritonserver ended while starting: {cause}; log: {server.log_path}")
 
 
-def _open_log(options: ServerOptions) -> Path:
-    """The log's path; the file is there and can be written."""
+def _open_log(options: ServerOptions) -> Log:
+    """A log that is there and can be written. Raises MissingError."""
     path = (options.log_path or _new_log_path()).absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
+        with path.open("ab") as file:
+            return Log(path, file.tell())
     except OSError as error:
         raise MissingError(f"cannot write the server's log {path} ({error.strerror}); choose another file") from None
-    return path
 
 
 def _new_log_path() -> Path:

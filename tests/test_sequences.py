@@ -242,3 +242,10 @@ async def test_a_missed_deadline_is_an_error_and_the_stream_serves_the_next_call
         known = {"AUDIO": long, "SOURCE_LANGUAGE": "en", "KNOWN_TEXT": "the next one"}
         heard = await stream.call("transcribe", known, TIMEOUT_S)
         assert heard["SOURCE_TEXT"].tolist() == ["the next one"]
+
+
+async def test_a_stream_is_ended_by_the_server_not_cancelled(client: TritonClient):
+    """A cancel that meets an answer on its way can crash tritonserver 2.51."""
+    async with client.stream() as stream:
+        await stream.submit("synthesize", {"TARGET_TEXT": "Hola. " * 20, "TARGET_LANGUAGE": "es"}, TIMEOUT_S)
+    assert await stream._call.code() is grpc.StatusCode.OK

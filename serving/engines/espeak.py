@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -13,9 +14,12 @@ import numpy as np
 
 from polylip.serving.engines import Float32, Parameters, SpeechChunk
 from polylip.serving.errors import EngineError, UnsupportedError
-from polylip.serving.isochrony import Slot, fit_rate
+from polylip.serving.isochrony import HARD_MAX_RATE, MIN_RATE, Slot, fit_rate
 
 NORMAL_WORDS_PER_MINUTE = 165  # espeak-ng's default is 175; a little slower is easier to follow
+# espeak-ng counts whole words per minute; rounding must not leave the range of rates.
+SLOWEST = math.ceil(NORMAL_WORDS_PER_MINUTE * MIN_RATE)
+FASTEST = math.floor(NORMAL_WORDS_PER_MINUTE * HARD_MAX_RATE)
 CHUNK_S = 0.25  # small enough for an early first chunk, large enough to keep gRPC messages few
 WAV_HEADER_BYTES = 44
 TIMEOUT_S = 20.0  # a sentence takes 0.05 s; a hung process must not hold the stream
@@ -44,7 +48,7 @@ class Espeak:
 
     def _stream(self, text: str, language: str, rate: float) -> Iterator[SpeechChunk]:
         """Chunks of about CHUNK_S; trailing silence is held back and dropped when nothing follows it."""
-        words_per_minute = round(NORMAL_WORDS_PER_MINUTE * rate)
+        words_per_minute = min(max(round(NORMAL_WORDS_PER_MINUTE * rate), SLOWEST), FASTEST)
         with _espeak(["-v", language, "-s", str(words_per_minute), "--stdin", "--stdout"], text) as stdout:
             header = stdout.read(WAV_HEADER_BYTES)
             if len(header) < WAV_HEADER_BYTES:
@@ -83,13 +87,17 @@ def _espeak(arguments: list[str], text: str) -> Iterator[IO[bytes]]:
     assert process.stdin is not None and process.stdout is not None  # noqa: S101  both were asked for
     watchdog = Timer(TIMEOUT_S, process.kill)
     watchdog.start()
+    hung = False
     try:
         # A segment's text (10 s of speech) is far below the pipe's 64 KiB, so this cannot block on a full pipe.
         process.stdin.write(text.encode("utf-8"))
         process.stdin.close()
         yield process.stdout
+        hung = not watchdog.is_alive()  # it has fired: what was read is cut short
     finally:
         watchdog.cancel()
         process.kill()
         process.stdout.close()
         process.wait()
+    if hung:
+        raise EngineError(f"espeak-ng did not finish within {TIMEOUT_S:.0f} s")
