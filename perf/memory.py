@@ -28,7 +28,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, running_server(ServerOptions()) as server:
+    options = ServerOptions(log_path=arguments.out / "server.log")
+    with tempfile.TemporaryDirectory() as folder, running_server(options) as server:
         rows = [measure_clip(s, server.url, Path(folder)) for s in (arguments.short, arguments.long)]
     ratio = rows[1]["peak_mib"] / rows[0]["peak_mib"]
     result = {"profile": "lite", "clips": rows, "ratio": round(ratio, 3), "allowed_ratio": ALLOWED_RATIO}
@@ -42,7 +43,7 @@ def measure_clip(seconds: float, url: str, folder: Path) -> dict[str, Any]:
     clip = make_demo_clip(folder / f"{seconds:.0f}.mp4", seconds=seconds)
     command = [sys.executable, "-m", "polylip.client.cli", "dub", str(clip), "--to", "es", "--url", url, "--json"]
     output = folder / "out.mp4"
-    with subprocess.Popen([*command, "-o", str(output)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
+    with subprocess.Popen([*command, "-o", str(output)], stdout=subprocess.PIPE) as client:
         stdout = client.stdout.read() if client.stdout else b""
         _, status, usage = os.wait4(client.pid, 0)
         client.returncode = os.waitstatus_to_exitcode(status)

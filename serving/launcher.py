@@ -24,7 +24,7 @@ from polylip.serving.runtime import find_model_repository, find_runtime, prepare
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 120.0  # the lite profile takes 5 to 10 s on two cores; a busy machine several times that
 READY_POLL_S = 0.1
-KEPT_LOGS = 10
+KEPT_LOGS = 50  # many more than servers live at once on one machine: a live one keeps its log
 PORT_TRIES = 3  # a port seen free can be taken by another program before the server binds it
 
 
