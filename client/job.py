@@ -105,6 +105,7 @@ class _Branches:
     faces: FacesBranch
     speech: SpeechBranch
     renderer: Renderer
+    damaged_packets: int  # of picture and sound
 
 
 async def _run(
@@ -147,7 +148,7 @@ async def _run(
         sound.close()
     if renderer.counts.frames == 0:
         raise InputError(f"{info.path}: holds no picture that can be decoded")
-    return _Branches(timeline, ring, faces, speech, renderer)
+    return _Branches(timeline, ring, faces, speech, renderer, renderer.counts.damaged_packets + sound.damaged)
 
 
 @contextlib.contextmanager
@@ -267,8 +268,8 @@ def _warnings(run: _Branches, duration_s: float) -> list[str]:
     if missing:
         reason = next(s.message for s in segments if s.status is Status.ERROR)
         warnings.append(f"segments without a dub: {', '.join(missing)}, their original sound passes ({reason})")
-    if counts.damaged_packets:
-        warnings.append(f"the input is damaged: {counts.damaged_packets} packets of its picture were skipped")
+    if run.damaged_packets:
+        warnings.append(f"the input is damaged: {run.damaged_packets} packets of picture or sound were skipped")
     if run.faces.failed_chunks or counts.lips_failures:
         failed = run.faces.failed_chunks + counts.lips_failures
         warnings.append(f"{failed} picture requests failed: the frames they cover pass unchanged")

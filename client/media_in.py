@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polylip.client.errors import InputError
-from polylip.client.media_probe import MediaInfo, first_streams, open_media, probe_media, reason
+from polylip.client.media_probe import SAMPLE_RATES_HZ, MediaInfo, first_streams, open_media, probe_media, reason
 from polylip.client.media_whole import packets
 from polylip.client.pixels import Orientation, in_format, turned
 
@@ -31,6 +31,7 @@ SHIFT_MS = 30  # and so is a smaller one that lasts; viewers notice sound that i
 SHIFT_WINDOW_S = 0.25  # what jitters about its right time for less than this is left alone
 MAX_JUMP_S = 600  # a longer hole in picture or sound is a broken timestamp ...
 MAX_BACK_S = 10  # ... and so is a longer step back, as between recordings that were strung together
+STRANGE_TIMES = 10  # so many in a row are no damage but another clock
 SILENCE_PIECE_S = 1  # a long gap is filled in pieces
 
 
@@ -42,6 +43,7 @@ class _Reader:
         self._container = open_media(info.path)
         self._busy = Lock()
         self._closed = False
+        self._strange_times = 0  # in a row
         self.damaged = 0  # packets skipped so far
 
     def close(self) -> None:
@@ -50,11 +52,16 @@ class _Reader:
             self._closed = True
             self._container.close()
 
-    def _check_jump(self, what: str, jump_s: Fraction) -> None:
-        if not -MAX_BACK_S <= jump_s <= MAX_JUMP_S:
-            raise InputError(
-                f"{self._info.path}: the time of its {what} jumps by {float(jump_s):.0f} s; convert it again"
-            )
+    def _believable(self, what: str, jump_s: Fraction) -> bool:
+        """Whether a timestamp can be taken; one broken one is passed over, many in a row are refused."""
+        if -MAX_BACK_S <= jump_s <= MAX_JUMP_S:
+            self._strange_times = 0
+            return True
+        self._strange_times += 1
+        if self._strange_times > STRANGE_TIMES:
+            path = self._info.path
+            raise InputError(f"{path}: the time of its {what} jumps by {float(jump_s):.0f} s; convert it again")
+        return False
 
     def _decoded(self, stream: Any) -> Iterator[Any]:
         """Frames of one stream, None where a damaged packet was skipped; any two readers skip the same ones."""
@@ -63,7 +70,7 @@ class _Reader:
                 try:
                     frames = packet.decode()
                 except av.EOFError:
-                    frames = []
+                    continue
                 except av.FFmpegError:
                     self.damaged += 1
                     frames = [None]
@@ -111,12 +118,11 @@ class VideoReader(_Reader):
         for frame in self._decoded(self._stream):
             if frame is None:
                 continue
-            if frame.pts is None:
-                ticks = 0 if last is None else last + step
-            else:
-                ticks = self._ticks(frame.pts, frame.time_base)
-                self._check_jump("picture", (ticks - (last or 0)) * tick_s)
-                ticks = ticks if last is None else max(ticks, last + 1)
+            ticks = 0 if last is None else last + step
+            if frame.pts is not None:
+                stated = self._ticks(frame.pts, frame.time_base)
+                if self._believable("picture", (stated - (last or 0)) * tick_s):
+                    ticks = stated if last is None else max(stated, last + 1)
             last = ticks
             upright = self._upright(frame)
             upright.duration = round((frame.duration or 0) * Fraction(frame.time_base or 0) / tick_s)
@@ -154,6 +160,7 @@ class AudioReader(_Reader):
         _, self._stream = first_streams(self._container, info.path)
         self._rate = sample_rate_hz
         self._channels = channels
+        self._layout = "mono" if channels == 1 else "stereo"
         self._source: tuple[str, str, int] | None = None  # format, layout and rate that the resamplers are set up for
         self._chunks = self._decode()
 
@@ -178,38 +185,60 @@ class AudioReader(_Reader):
             if frame is None:
                 shift = _Shift()
                 continue
-            source = (frame.format.name, frame.layout.name, frame.sample_rate)
+            rate = frame.sample_rate
+            source = (frame.format.name, frame.layout.name, rate)
             if source != self._source:
                 yield self._convert(None)
                 self._set_up(source)
+            pcm = self._plain_pcm(frame)
+            if pcm is None:
+                shift = _Shift()
+                continue
             gap_s = Fraction(0)
             if frame.pts is not None:
-                gap_s = frame.pts * Fraction(frame.time_base) - self._info.start_s - heard_s
-                self._check_jump("sound", gap_s)
-            gap_s = shift.to_make_up(gap_s, frame.samples / frame.sample_rate)
-            for piece in _moved(frame, round(gap_s * frame.sample_rate)):
-                heard_s += Fraction(piece.samples, piece.sample_rate)
+                stated_s = frame.pts * Fraction(frame.time_base) - self._info.start_s - heard_s
+                gap_s = stated_s if self._believable("sound", stated_s) else gap_s
+            gap_s = shift.to_make_up(gap_s, frame.samples / rate)
+            for piece in _moved(pcm, round(gap_s * rate), SILENCE_PIECE_S * rate):
+                heard_s += Fraction(piece.shape[1], rate)
                 yield self._convert(piece)
         yield self._convert(None)
 
     def _set_up(self, source: tuple[str, str, int]) -> None:
         self._source = source
-        self._native = av.AudioResampler("fltp", "mono" if self._channels == 1 else "stereo", self._rate)
+        self._plain = av.AudioResampler("fltp", self._layout, source[2])
+        self._native = av.AudioResampler("fltp", self._layout, self._rate)
         self._mono = av.AudioResampler("fltp", "mono", SPEECH_RATE_HZ)
 
-    def _convert(self, frame: Any) -> tuple[Float32, Float32]:
-        """Both forms of one piece; None flushes what the resamplers hold."""
-        native: list[Float32] = []
-        mono: list[Float32] = []
-        if self._source is not None:
-            if frame is not None:
-                frame.pts = None  # the resamplers count samples themselves
-            native = [piece.to_ndarray() for piece in self._native.resample(frame)]
-            mono = [piece.to_ndarray()[0] for piece in self._mono.resample(frame)]
-        pcm = np.concatenate(native, axis=1) if native else np.zeros((self._channels, 0), np.float32)
+    def _plain_pcm(self, frame: Any) -> Float32 | None:
+        """A decoded piece as (channels, samples) at its own rate; None when damage left nothing that can be mixed.
+
+        By a resampler, as av cannot show the planes of 8 channels and more.
+        """
+        if frame.sample_rate not in SAMPLE_RATES_HZ:
+            return None
+        pts, frame.pts = frame.pts, None  # the resamplers count samples themselves
+        try:
+            pcm = _joined(self._plain.resample(frame), self._channels)
+        except av.FFmpegError:
+            self._source = None
+            self.damaged += 1
+            return None
+        frame.pts = pts
         if not np.isfinite(pcm).all():
             raise InputError(f"{self._info.path}: the sound holds NaN or infinite samples; re-encode the file")
-        return pcm, np.concatenate(mono) if mono else np.zeros(0, np.float32)
+        return pcm
+
+    def _convert(self, pcm: Float32 | None) -> tuple[Float32, Float32]:
+        """Both forms of one piece at the source's rate; None flushes what the resamplers hold."""
+        if self._source is None:
+            return np.zeros((self._channels, 0), np.float32), np.zeros(0, np.float32)
+        frame = None
+        if pcm is not None:
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(pcm), "fltp", self._layout)
+            frame.sample_rate = self._source[2]
+        native = _joined(self._native.resample(frame), self._channels)
+        return native, _joined(self._mono.resample(frame), 1)[0]
 
 
 class _Shift:
@@ -228,31 +257,16 @@ class _Shift:
         return gap_s
 
 
-def _moved(frame: Any, gap: int) -> Iterator[Any]:
-    """The frame behind `gap` samples of silence, or without its first samples where it overlaps what was before."""
-    if gap < 0:
-        if -gap < frame.samples:
-            yield _without_first(frame, -gap)
-        return
+def _moved(pcm: Float32, gap: int, longest: int) -> Iterator[Float32]:
+    """A piece behind `gap` samples of silence, or without its first samples where it overlaps what was before."""
     while gap > 0:
-        piece = min(gap, SILENCE_PIECE_S * frame.sample_rate)
-        yield _silence(frame, piece)
-        gap -= piece
-    yield frame
+        silence = min(gap, longest)
+        yield np.zeros((pcm.shape[0], silence), np.float32)
+        gap -= silence
+    if -gap < pcm.shape[1]:
+        yield pcm[:, -gap:]
 
 
-def _without_first(frame: Any, samples: int) -> Any:
-    pcm = frame.to_ndarray()  # packed formats have their channels interleaved in one row
-    cut = samples if frame.format.is_planar else samples * len(frame.layout.channels)
-    rest = av.AudioFrame.from_ndarray(np.ascontiguousarray(pcm[:, cut:]), frame.format.name, frame.layout.name)
-    rest.sample_rate, rest.time_base = frame.sample_rate, frame.time_base
-    return rest
-
-
-def _silence(like: Any, samples: int) -> Any:
-    frame = av.AudioFrame(format=like.format.name, layout=like.layout.name, samples=samples)
-    frame.sample_rate, frame.time_base = like.sample_rate, like.time_base
-    zero = b"\x80" if like.format.name.startswith("u8") else b"\0"
-    for plane in frame.planes:
-        plane.update(zero * plane.buffer_size)
-    return frame
+def _joined(frames: list[Any], channels: int) -> Float32:
+    """The samples of planar float frames, (channels, samples)."""
+    return np.concatenate([np.zeros((channels, 0), np.float32), *(frame.to_ndarray() for frame in frames)], axis=1)

@@ -20,6 +20,7 @@ from polylip.client.pixels import Colour, Orientation, planar_format
 
 MAX_SIDE_PX = 8192  # beyond 8K nothing real is recorded, and one frame would take 100 MB
 MAX_FRAME_RATE = 300  # slow motion of phones is 240, give or take a little
+SAMPLE_RATES_HZ = range(4_000, 768_001)  # telephones to studios; others come from damaged headers
 NOMINAL_FRAME_RATE = Fraction(25)  # where a file says nothing usable: each frame has its own time anyway
 COARSEST_TICK_S = Fraction(1, 1000)  # AVI counts time in frames: the offset of the sound needs more
 FINEST_TICK_S = Fraction(1, 1_000_000)  # nanoseconds would overflow the times of an MP4
@@ -70,10 +71,11 @@ def probe_media(path: Path) -> MediaInfo:
     with closing(open_media(path)) as container:
         video, audio = first_streams(container, path)
         picture, sound = _first_frames(container, video, audio, path)
+        if sound.sample_rate not in SAMPLE_RATES_HZ:
+            raise InputError(f"{path}: {sound.sample_rate} Hz is no usable sample rate; convert its sound to 48000 Hz")
         orientation = Orientation.of_frame(picture)
         aspect = Fraction(video.sample_aspect_ratio or 1)
         sides = (picture.width, picture.height)
-        starts = [_time_s(frame, stream) for frame, stream in ((picture, video), (sound, audio)) if frame is not None]
         return MediaInfo(
             path=path,
             width=sides[orientation.transposed],
@@ -83,9 +85,9 @@ def probe_media(path: Path) -> MediaInfo:
             colour=Colour.of_frame(picture),
             frame_rate=_frame_rate(video, path),
             video_time_base=_tick_s(Fraction(video.time_base)),
-            sample_rate_hz=(sound or audio.codec_context).sample_rate,
-            channels=len((sound or audio.codec_context).layout.channels),
-            start_s=min(starts),
+            sample_rate_hz=sound.sample_rate,
+            channels=sound.layout.nb_channels,
+            start_s=min(_time_s(picture, video), _time_s(sound, audio)),
             duration_s=container.duration / av.time_base if container.duration else None,
         )
 
@@ -143,7 +145,7 @@ def _check_size(video: Any, path: Path) -> None:
 
 
 def _first_frames(container: Any, video: Any, audio: Any, path: Path) -> tuple[Any, Any]:
-    """The first decoded picture, and the first decoded sound or None."""
+    """The first decoded picture and the first decoded sound."""
     found: dict[int, Any] = {}
     try:
         for packet in packets(container, video, audio):
@@ -161,7 +163,9 @@ def _first_frames(container: Any, video: Any, audio: Any, path: Path) -> tuple[A
         raise InputError(f"{path}: is damaged ({reason(error)}); copy or convert it again") from None
     if video.index not in found:
         raise InputError(f"{path}: holds no picture that can be decoded")
-    return found[video.index], found.get(audio.index)
+    if audio.index not in found:
+        raise InputError(f"{path}: has no sound that can be decoded; a clip with picture and speech is needed")
+    return found[video.index], found[audio.index]
 
 
 def _time_s(frame: Any, stream: Any) -> Fraction:

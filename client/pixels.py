@@ -14,6 +14,10 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 UInt8 = npt.NDArray[np.uint8]
 
 
+UNSPECIFIED = 2  # ITU-T H.273
+CONVERTIBLE = frozenset({0, 1, 2, 4, 5, 6, 7, 9})  # matrices that swscale knows; all else it refuses
+
+
 @dataclass(frozen=True)
 class Orientation:
     """How a stored picture becomes upright: first transposed, then mirrored."""
@@ -37,9 +41,9 @@ class Orientation:
         return cls()
 
     def upright(self, plane: UInt8) -> UInt8:
-        """A turned view of one plane."""
+        """A turned view of one plane (h, w), or of a whole picture (h, w, channels)."""
         if self.transposed:
-            plane = plane.T
+            plane = plane.swapaxes(0, 1)
         if self.mirrored_x:
             plane = plane[:, ::-1]
         if self.mirrored_y:
@@ -72,6 +76,8 @@ class Colour:
 
 def in_format(frame: Any, pixel_format: str, width: int, height: int) -> Any:
     """The frame in another pixel format and size; the frame itself when it is so already."""
+    if frame.colorspace not in CONVERTIBLE:
+        frame.colorspace = UNSPECIFIED  # an approximation, for the analysis; what is written keeps its numbers and tags
     if (frame.format.name, frame.width, frame.height) == (pixel_format, width, height):
         return frame
     source = frame.format

@@ -120,15 +120,15 @@ class Sound:
 
     def packets(self, container) -> Iterator[tuple[float, object]]:
         """(time in seconds, packet) in order."""
-        layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(self.pcm)]
+        layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[len(self.pcm)]
+        interleaved = (self.pcm.T * 32767).astype(np.int16)  # av cannot fill the planes of 8 channels
         stream = container.add_stream(self.codec, rate=self.rate_hz, layout=layout)
 
         def encode() -> Iterator[tuple[float, object]]:
             for start in range(0, self.pcm.shape[1], 1024):
                 moved_s = self.start_s + sum(by for at, by in self.jumps if start >= at * self.rate_hz)
-                frame = av.AudioFrame.from_ndarray(
-                    np.ascontiguousarray(self.pcm[:, start : start + 1024]), "fltp", layout
-                )
+                piece = interleaved[start : start + 1024].reshape(1, -1)
+                frame = av.AudioFrame.from_ndarray(piece, "s16", layout)
                 frame.sample_rate, frame.time_base = self.rate_hz, Fraction(1, self.rate_hz)
                 frame.pts = start + round(moved_s * self.rate_hz)
                 yield from ((frame.time, packet) for packet in stream.encode(frame))

@@ -143,6 +143,11 @@ def test_sound_of_any_rate_is_written_in_place(rate_hz: int, channels: int, tmp_
     assert_kept(clip, tmp_path / "out.mp4")
 
 
+def test_sound_in_eight_channels_is_heard(tmp_path: Path):
+    clip = write_media(tmp_path / "in.mp4", Picture(), sound(channels=8, start_s=0.4))
+    assert_kept(clip, tmp_path / "out.mp4")
+
+
 def test_a_hole_in_the_sound_is_filled_with_silence(tmp_path: Path):
     hole = sound("pcm_s16le", jumps=((0.8, 0.4),))
     clip = write_media(tmp_path / "in.mkv", Picture(frames=60), hole)
@@ -160,6 +165,15 @@ def test_sound_that_overlaps_is_heard_once(tmp_path: Path):
     assert onsets(mono, SPEECH_RATE_HZ) == pytest.approx(expected, abs=AAC_FRAME_S)
 
 
+def test_timestamps_that_jitter_leave_the_sound_alone(tmp_path: Path):
+    """As a webcam writes them: each piece up to 25 ms early or late, none missing."""
+    offsets = np.random.default_rng(0).uniform(-0.025, 0.025, 30)
+    jumps = tuple((index * 0.064, float(by)) for index, by in enumerate(np.diff(offsets, prepend=0), 1))
+    tone = np.sin(2 * np.pi * 440 * np.arange(32_768) / 16_000).astype(np.float32) / 2
+    clip = write_media(tmp_path / "in.mkv", Picture(), Sound(tone[None], 16_000, "pcm_s16le", jumps=jumps))
+    assert np.abs(np.diff(listen(clip, 16_000)[0][0])).max() < 0.1
+
+
 @pytest.mark.parametrize("second_s", [1000, 50])
 def test_timestamps_that_make_no_sense_are_refused_in_one_line(second_s: float, tmp_path: Path):
     clip = strung_together(tmp_path / "in.ts", sound(start_s=100), sound(start_s=second_s))
@@ -167,6 +181,15 @@ def test_timestamps_that_make_no_sense_are_refused_in_one_line(second_s: float, 
         listen(clip, 48_000)
     with pytest.raises(InputError, match=r"picture jumps by -?\d+ s"):
         watch(clip)
+
+
+def test_a_few_broken_timestamps_are_passed_over(tmp_path: Path):
+    strange = Sound(clicks([], 0.12, 48_000), 48_000, start_s=5000)
+    clip = strung_together(tmp_path / "in.ts", sound(start_s=100), strange, sound(start_s=Fraction("102.12")))
+    times_ms = [time_ms for time_ms, _ in watch(clip)]
+    assert len(times_ms) == 103
+    assert np.diff(times_ms) == pytest.approx(40, abs=1)
+    assert onsets(listen(clip, 48_000)[0][0], 48_000)[3:] == pytest.approx([2.64, 3.14, 3.64], abs=AAC_FRAME_S)
 
 
 def test_a_picture_that_stands_for_long_and_sound_that_goes_on_end_the_job(server: Server, tmp_path: Path):
@@ -178,8 +201,16 @@ def test_a_picture_that_stands_for_long_and_sound_that_goes_on_end_the_job(serve
     assert_same(clip, result.video)
 
 
+@pytest.mark.parametrize("name", ["o.mp4", "o.mkv"])
+def test_the_last_pictures_do_not_wait_behind_sound_that_goes_on(name: str, server: Server, tmp_path: Path):
+    clip = write_media(tmp_path / "in.mp4", Picture(), Sound(clicks(CLICKS_S, 32), 16_000, "aac"))
+    result = job(clip, tmp_path / "out" / name, server)
+    assert_same(clip, result.video)
+    assert player_waits_s(result.video) < 1.5
+
+
 def test_a_picture_that_begins_long_after_the_sound_ends_the_job(server: Server, tmp_path: Path):
-    clip = write_media(tmp_path / "in.mkv", Picture(frames=10, start_s=33), sound(rate_hz=16_000))
+    clip = write_media(tmp_path / "in.mkv", Picture(frames=10, start_s=33), Sound(clicks(CLICKS_S, 36), 16_000, "aac"))
     result = job(clip, tmp_path / "out" / "o.mkv", server)
     assert_same(clip, result.video)
 
@@ -194,7 +225,11 @@ def test_sound_that_ends_early_leaves_silence(server: Server, tmp_path: Path):
 def strung_together(path: Path, *recordings: Sound) -> Path:
     """An MPEG transport stream whose clock jumps."""
     parts = [
-        write_media(path.with_name(f"{index}.ts"), Picture(start_s=recording.start_s), recording).read_bytes()
+        write_media(
+            path.with_name(f"{index}.ts"),
+            Picture(recording.pcm.shape[1] * 25 // recording.rate_hz, start_s=recording.start_s),
+            recording,
+        ).read_bytes()
         for index, recording in enumerate(recordings)
     ]
     path.write_bytes(b"".join(parts))
@@ -203,6 +238,21 @@ def strung_together(path: Path, *recordings: Sound) -> Path:
 
 def job(clip: Path, output: Path, server: Server) -> DubResult:
     return asyncio.run(asyncio.wait_for(dub(DubOptions(clip, output, "es", url=server.url)), 60))
+
+
+def player_waits_s(path: Path) -> float:
+    """How far the sound in the file runs ahead of a picture that comes behind it."""
+    heard_s = ahead_s = 0.0
+    with av.open(str(path)) as container:
+        for packet in sorted(
+            (p for p in container.demux() if p.pos is not None and p.pts is not None), key=lambda p: p.pos
+        ):
+            time_s = float(packet.pts * packet.time_base)
+            if packet.stream.type == "audio":
+                heard_s = max(heard_s, time_s)
+            else:
+                ahead_s = max(ahead_s, heard_s - time_s)
+    return ahead_s
 
 
 def assert_kept(clip: Path, output: Path, tick_s: Fraction = Fraction(0)) -> None:

@@ -14,6 +14,7 @@ from clips import Picture, Sound, clicks, noise, write_media
 from material import face_at, read_aloud
 from playback import mean_luma, pass_through, play, watch
 
+from polylip.client.faces import Letterbox
 from polylip.client.job import DubOptions, dub
 from polylip.client.media_in import probe_media
 from polylip.serving.launcher import Server
@@ -166,6 +167,17 @@ def test_what_the_file_says_of_its_colours_is_kept(name, space, primaries, trans
         frame = next(container.decode(video=0))
     tags = (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range)
     assert tags == (space, primaries, transfer, levels)
+
+
+@pytest.mark.parametrize("matrix", [8, 10, 12, 14])
+def test_a_matrix_that_nobody_converts_is_analysed_and_kept(matrix: int, tmp_path: Path):
+    picture = Picture(frames=3, attributes={"colorspace": matrix})
+    clip = write_media(tmp_path / "in.mkv", picture, QUIET)
+    assert Letterbox(64, 48).shrink(watch(clip)[0][1]).max() > 0
+    pass_through(clip, tmp_path / "out.mp4")
+    assert play(tmp_path / "out.mp4").greys == pytest.approx(play(clip).greys, abs=1)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert next(container.decode(video=0)).colorspace == matrix
 
 
 def test_a_picture_that_changes_its_size_keeps_the_first(tmp_path: Path):
