@@ -57,11 +57,11 @@ def dub(
 
     Example: polylip dub talk.mp4 --to es -o talk.es.mp4
     """
-    options = job.DubOptions(input, output, to, source, url, profile)
+    options = job.DubOptions(input, output, to.lower(), source.lower(), url, profile)
     with _interruptible("interrupted; nothing was written", EXIT_INTERRUPTED):
         result = asyncio.run(_dub_with_progress(options))
     if as_json:
-        print(json.dumps(result.report.to_dict()))
+        print(result.files[0].read_text(encoding="utf-8"), end="")
     else:
         print_summary(result.report, Console())
     if result.complete:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import platform
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ def missing_segments(report: Report) -> list[int]:
 
 async def dub(options: DubOptions, on_progress: OnProgress = lambda progress: None) -> DubResult:
     """Dub a file. Raises InputError (nothing is written); server failures end in a partial result instead."""
-    _check_paths(options)
+    _check_options(options)
     info = await asyncio.to_thread(probe_media, options.input)
     writer = await asyncio.to_thread(MediaWriter, options.output, info)
     try:
@@ -197,7 +198,15 @@ async def _check_languages(client: TritonClient, options: DubOptions) -> None:
             raise InputError(str(error)) from None
 
 
-def _check_paths(options: DubOptions) -> None:
+def _check_options(options: DubOptions) -> None:
+    """What can be seen without opening anything."""
+    for code in (options.target_language, options.source_language):
+        if code != "auto" and not re.fullmatch("[a-z]{2}", code):
+            raise InputError(f"{code!r} is not a language code; use ISO 639-1, two letters, for example: es")
+    if options.target_language == "auto":
+        raise InputError("the target language must be named, for example: es")
+    if options.url is not None and not re.fullmatch(r"[^/\s]+:\d{1,5}", options.url):
+        raise InputError(f"{options.url!r} is not host:port, for example: 127.0.0.1:8001")
     if options.output.exists() and options.input.exists() and options.output.samefile(options.input):
         raise InputError(f"{options.output}: output and input are the same file; choose another output")
 

@@ -102,6 +102,16 @@ def test_an_unsupported_source_language_is_refused(good_clip: Path, out: Path, s
     assert_refused(done, "supported: en", out)
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1", "http://127.0.0.1:8001", "localhost:"])
+def test_an_address_that_is_none_is_refused(good_clip: Path, out: Path, url: str):
+    assert_refused(run_dub(good_clip, out / "o.mp4", "--url", url), "is not host:port", out)
+
+
+@pytest.mark.parametrize("language", ["Spanish", "spa", "auto", ""])
+def test_a_language_that_is_no_code_is_refused_before_a_server_starts(good_clip: Path, out: Path, language: str):
+    assert_refused(run_dub(good_clip, out / "o.mp4", to=language), "for example: es", out)
+
+
 def test_a_server_that_is_not_there_is_named(good_clip: Path, out: Path):
     done = run_dub(good_clip, out / "o.mp4", "--url", "127.0.0.1:9")
     assert_refused(done, "no tritonserver answers at 127.0.0.1:9", out)

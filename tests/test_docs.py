@@ -59,7 +59,11 @@ def test_links_between_pages_lead_somewhere():
 
 def test_the_figures_of_the_readme_are_those_of_the_committed_result():
     result = json.loads((ROOT / "perf" / "results" / "bench_lite.json").read_text())
-    assert markdown(result) in (ROOT / "README.md").read_text()
+    memory = json.loads((ROOT / "perf" / "results" / "memory_lite.json").read_text())
+    short, long = (f"{clip['peak_mib']:.0f} MiB" for clip in memory["clips"])
+    readme = (ROOT / "README.md").read_text()
+    assert markdown(result) in readme
+    assert f"{short} at its peak for 1 minute, {long} for 10" in readme
 
 
 def _code(page: Path) -> str:
