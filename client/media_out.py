@@ -84,9 +84,11 @@ class MediaWriter:
                     self._container.mux(self._video.encode())
 
     def finish(self, path: Path) -> None:
-        """Complete the file and move it to `path`."""
+        """Complete the file and move it to `path`; nothing after `discard`, as when the job was cancelled meanwhile."""
         self.end_pictures()
         with self._busy, self._refused_by_the_disk():
+            if self._closed:
+                return
             self._container.mux(self._audio.encode())
             self._container.close()
             self._closed = True

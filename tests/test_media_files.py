@@ -222,6 +222,8 @@ def test_a_discarded_output_leaves_nothing(tmp_path: Path):
     assert len(list((tmp_path / "out").iterdir())) == 1
     writer.discard()
     writer.discard()
+    writer.write([], np.zeros((1, 16_000), np.float32))
+    writer.finish(tmp_path / "out" / "o.mp4")
     assert list((tmp_path / "out").iterdir()) == []
 
 
