@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polylip.client.files import write_atomic
+from polylip.client.pixels import Orientation
 from polylip.client.results import FaceSample, SegmentResult
 
 # Layout in pixels. The left gutter holds the names of the rows.
@@ -188,8 +189,7 @@ def _frame_at(container: Any, stream: Any, time_s: float) -> Pixels | None:
         pass
     if best is None:
         return None
-    pixels: Pixels = best.to_ndarray(format="bgr24")
-    return pixels
+    return np.ascontiguousarray(Orientation.of_frame(best).upright(best.to_ndarray(format="bgr24")))
 
 
 def envelope(path: Path, duration_s: float, columns: int = CONTENT) -> Envelope:
