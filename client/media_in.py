@@ -1,4 +1,4 @@
-"""Reads media with PyAV: its decoded frames in order, upright, and its sound as float PCM. Design section 4.
+"""Reads media with PyAV: its decoded frames in order, upright, and its sound as float PCM. See docs/pipeline.md.
 
 Times are milliseconds since the earlier of the first picture and the first sound, so that the offset between the two
 streams of the file survives.
@@ -26,7 +26,7 @@ __all__ = ["SPEECH_RATE_HZ", "AudioReader", "MediaInfo", "VideoReader", "probe_m
 Float32 = npt.NDArray[np.float32]
 
 SPEECH_RATE_HZ = 16_000  # what the recogniser and the mel front end take
-RESYNC_MS = 100  # a jump of the sound's own timestamps beyond this is a gap or an overlap (design section 4)
+RESYNC_MS = 100  # a jump of the sound's own timestamps beyond this is a gap or an overlap (docs/pipeline.md)
 SHIFT_MS = 30  # and so is a smaller one that lasts; viewers notice sound that is 45 ms early (ITU-R BT.1359)
 SHIFT_WINDOW_S = 0.25  # what jitters about its right time for less than this is left alone
 MAX_JUMP_S = 600  # a longer hole in picture or sound is a broken timestamp ...

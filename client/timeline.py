@@ -1,6 +1,6 @@
 """The dub's timeline: where each segment's new speech sits, how far it is known, and what may be written out.
 
-All times are milliseconds on the video's own clock. Design section 4: placed at the segment's start, later when the
+All times are milliseconds on the video's own clock. docs/pipeline.md: placed at the segment's start, later when the
 speech before is still going, never two at once; the video's own timeline never changes.
 """
 

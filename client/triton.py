@@ -1,6 +1,6 @@
 """One gRPC channel to a tritonserver and bidirectional streams over it: requests in order, each with a deadline.
 
-Uses the generated stub directly: tritonclient's own asyncio wrapper loses the ids of errors (design section 5.11).
+Uses the generated stub directly: tritonclient's own asyncio wrapper loses the ids of errors (docs/models.md).
 """
 
 from __future__ import annotations

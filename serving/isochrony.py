@@ -1,4 +1,4 @@
-"""Time fitting: how fast a voice must speak to fill its slot. Design section 4."""
+"""Time fitting: how fast a voice must speak to fill its slot. See docs/pipeline.md."""
 
 from __future__ import annotations
 

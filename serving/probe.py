@@ -1,4 +1,4 @@
-"""A deep probe: one tiny real inference per model of a repository. Readiness alone lies (design section 5.10)."""
+"""A deep probe: one tiny real inference per model of a repository. Readiness alone lies (docs/server.md)."""
 
 from __future__ import annotations
 

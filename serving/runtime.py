@@ -1,4 +1,4 @@
-"""Where the pip-installed tritonserver is, what it needs on this machine, and what is missing. Design section 5.1."""
+"""Where the pip-installed tritonserver is, what it needs on this machine, and what is missing. See docs/server.md."""
 
 from __future__ import annotations
 
