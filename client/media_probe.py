@@ -1,6 +1,6 @@
 """What a media file holds and whether it can be dubbed: one look at its header, its first picture and sound, its end.
 
-See docs/pipeline.md. A hostile or broken file is refused here, in one line: FFmpeg may open this one file and no other, as
+A hostile or broken file is refused here, in one line: FFmpeg may open this one file and no other, as
 one of the types below, and no picture larger than the limits is decoded.
 """
 

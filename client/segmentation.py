@@ -1,4 +1,4 @@
-"""Cuts speech into segments: an energy VAD over 20 ms hops and the rules for closing a segment. See docs/pipeline.md."""
+"""Cuts speech into segments: an energy VAD over 20 ms hops and the rules for closing a segment (docs/pipeline.md)"""
 
 from __future__ import annotations
 
