@@ -23,7 +23,7 @@ from polylip.client.mix import AudioBed
 from polylip.client.pulse import Pulse
 from polylip.client.render import Renderer
 from polylip.client.report import write_report
-from polylip.client.results import FaceSample, Report, Status
+from polylip.client.results import FaceSample, Report, SegmentResult, Status
 from polylip.client.ring import FrameRing
 from polylip.client.speech import SpeechBranch
 from polylip.client.subtitles import write_subtitles
@@ -75,7 +75,11 @@ OnProgress = Callable[[Progress], None]
 
 def missing_segments(report: Report) -> list[int]:
     """Numbers (from 1) of the segments that have no dub because the server failed."""
-    return [i for i, segment in enumerate(report.segments, 1) if segment.status is Status.ERROR]
+    return _failed(report.segments)
+
+
+def _failed(segments: list[SegmentResult]) -> list[int]:
+    return [i for i, segment in enumerate(segments, 1) if segment.status is Status.ERROR]
 
 
 async def dub(options: DubOptions, on_progress: OnProgress = lambda progress: None) -> DubResult:
@@ -273,10 +277,12 @@ def _warnings(run: _Branches, duration_s: float) -> list[str]:
         warnings.append("no speech found: picture and sound pass through unchanged")
     elif counts.without_face == counts.frames:
         warnings.append("no face found: only the sound is dubbed, the picture passes through unchanged")
-    missing = [str(i) for i, s in enumerate(segments, 1) if s.status is Status.ERROR]
+    missing = _failed(segments)
     if missing:
-        reason = next(s.message for s in segments if s.status is Status.ERROR)
-        warnings.append(f"segments without a dub: {', '.join(missing)}, their original sound passes ({reason})")
+        reason = segments[missing[0] - 1].message
+        warnings.append(
+            f"segments without a dub: {', '.join(map(str, missing))}, their original sound passes ({reason})"
+        )
     if run.damaged_packets:
         warnings.append(f"the input is damaged: {run.damaged_packets} packets of picture or sound were skipped")
     if run.faces.failed_chunks or counts.lips_failures:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from polylip.client.errors import ServerError
-from polylip.client.timeline import LOOK_AHEAD_MS, SPEECH_RATE_HZ, Dub
+from polylip.client.segmentation import SPEECH_RATE_HZ
+from polylip.client.timeline import LOOK_AHEAD_MS, Dub
 from polylip.client.triton import Pending, TritonStream
 from polylip.client.wire import Inputs
 

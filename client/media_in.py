@@ -20,12 +20,12 @@ from polylip.client.errors import InputError
 from polylip.client.media_probe import SAMPLE_RATES_HZ, MediaInfo, first_streams, open_media, probe_media, reason
 from polylip.client.media_whole import packets
 from polylip.client.pixels import Orientation, in_format, turned
+from polylip.client.segmentation import SPEECH_RATE_HZ
 
 __all__ = ["SPEECH_RATE_HZ", "AudioReader", "MediaInfo", "VideoReader", "probe_media"]
 
 Float32 = npt.NDArray[np.float32]
 
-SPEECH_RATE_HZ = 16_000  # what the recogniser and the mel front end take
 RESYNC_MS = 100  # a jump of the sound's own timestamps beyond this is a gap or an overlap (docs/pipeline.md)
 SHIFT_MS = 30  # and so is a smaller one that lasts; viewers notice sound that is 45 ms early (ITU-R BT.1359)
 SHIFT_WINDOW_S = 0.25  # what jitters about its right time for less than this is left alone

@@ -93,9 +93,8 @@ class Renderer:
         self.samples: list[FaceSample] = []
         self._sample_step = 1
         self.position_ms = 0.0
-        self.next_ms = (
-            0.0  # of the picture waited for: the sound must be known up to it, however long the last one stays
-        )
+        # Of the picture waited for: the sound must be known up to it, however long the last one stays.
+        self.next_ms = 0.0
 
     async def run(self) -> None:
         """Until every frame of the ring is written, and the sound to its end."""

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
 
-SAMPLE_RATE_HZ = 16_000
+SPEECH_RATE_HZ = 16_000  # what the recogniser and the mel front end take
 HOP_MS = 20
-HOP = SAMPLE_RATE_HZ * HOP_MS // 1000
+HOP = SPEECH_RATE_HZ * HOP_MS // 1000
 
 BELOW_PEAK_DB = 35.0  # a hop is speech when it is at most this far below the running peak (the paper's value)
 FLOOR_DBFS = -60.0  # and above this, so that digital near-silence has no speech

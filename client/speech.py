@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from polylip.client.errors import ServerError
-from polylip.client.media_in import SPEECH_RATE_HZ, AudioReader
+from polylip.client.media_in import AudioReader
 from polylip.client.mix import AudioBed, LevelMatch
 from polylip.client.pulse import Pulse
 from polylip.client.results import Status
-from polylip.client.segmentation import Segmenter
+from polylip.client.segmentation import SPEECH_RATE_HZ, Segmenter
 from polylip.client.timeline import MAX_LATE_MS, Dub, Timeline
 from polylip.client.triton import Outputs, Pending, TritonStream
 from polylip.client.wire import Tensor

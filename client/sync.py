@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from polylip.client.timeline import SPEECH_RATE_HZ, Dub
+from polylip.client.segmentation import SPEECH_RATE_HZ
+from polylip.client.timeline import Dub
 
 STEP_MS = 10  # both envelopes are compared on this grid
 MAX_OFFSET_MS = 500

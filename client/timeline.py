@@ -14,11 +14,10 @@ import numpy.typing as npt
 
 from polylip.client.pulse import Pulse
 from polylip.client.results import SegmentResult, Status
-from polylip.client.segmentation import Segment
+from polylip.client.segmentation import SPEECH_RATE_HZ, Segment
 
 Float32 = npt.NDArray[np.float32]
 
-SPEECH_RATE_HZ = 16_000
 GAP_MS = 80  # least silence between two dubbed segments
 MAX_LATE_MS = 4000  # a dub that would start later than this is dropped: it would no longer fit the picture
 SPILL_MS = 1500  # a dub may run this long into the pause behind its segment before it is spoken faster still

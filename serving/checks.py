@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SAMPLE_RATE_HZ = 16_000
+from polylip.serving.mel import SAMPLE_RATE_HZ
+
 MAX_AUDIO_S = 60  # a segment is at most 10 s and a voice reference at most 30 s: more is a mistake or an attack
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polylip.client.segmentation import HOP, MAX_SEGMENT_MS, SAMPLE_RATE_HZ, Segment, Segmenter
+from polylip.client.segmentation import HOP, MAX_SEGMENT_MS, SPEECH_RATE_HZ, Segment, Segmenter
 
 SPEECH, SILENCE, ROOM = 0.1, 0.0, 0.0015  # ROOM: -56 dBFS, within 35 dB of the speech
 
@@ -17,7 +17,7 @@ SPEECH, SILENCE, ROOM = 0.1, 0.0, 0.0015  # ROOM: -56 dBFS, within 35 dB of the 
 def sound(*parts: tuple[float, float], seed: int = 0) -> np.ndarray:
     """Noise of (seconds, level) pieces, float32 at 16 kHz."""
     rng = np.random.default_rng(seed)
-    pieces = [rng.standard_normal(round(seconds * SAMPLE_RATE_HZ)) * level for seconds, level in parts]
+    pieces = [rng.standard_normal(round(seconds * SPEECH_RATE_HZ)) * level for seconds, level in parts]
     return np.concatenate(pieces).astype(np.float32)
 
 
@@ -63,7 +63,7 @@ def test_long_speech_is_split_at_its_longest_pause():
 
 def test_speech_without_a_pause_is_split_at_its_quietest_hop():
     audio = sound((20, SPEECH))
-    audio[9 * SAMPLE_RATE_HZ : 9 * SAMPLE_RATE_HZ + HOP] *= 0.3
+    audio[9 * SPEECH_RATE_HZ : 9 * SPEECH_RATE_HZ + HOP] *= 0.3
     first = cut(audio)[0]
     assert first.forced
     assert first.end_ms == 9000
@@ -80,7 +80,7 @@ def test_the_end_of_the_sound_closes_what_is_open():
 
 def test_the_recogniser_gets_a_little_more_than_the_segment():
     segment = cut(sound((1, SILENCE), (2, SPEECH), (1, SILENCE)))[0]
-    assert len(segment.audio) == round(2.5 * SAMPLE_RATE_HZ)  # 0.3 s before, 0.2 s behind
+    assert len(segment.audio) == round(2.5 * SPEECH_RATE_HZ)  # 0.3 s before, 0.2 s behind
 
 
 @pytest.mark.parametrize("step", [1, 7, 320, 5000])

@@ -32,6 +32,19 @@ def kill(server: Server) -> None:
         process.send_signal(signal.SIGKILL)
 
 
+def dub_until(size: int, clip: Path, output: Path, server: Server) -> subprocess.Popen[str]:
+    """The command at work, once its unfinished output has more than `size` bytes."""
+    command = [sys.executable, "-m", "polylip.client.cli", "dub", str(clip), "--to", "es", "-o", str(output)]
+    process = subprocess.Popen(
+        [*command, "--url", server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > size for path in output.parent.glob(f".{output.stem}.*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
 def frame_count(path: Path) -> int:
     with av.open(str(path)) as container:
         return sum(1 for _ in container.decode(video=0))
@@ -67,14 +80,7 @@ def test_the_command_names_the_missing_segments_and_exits_3(
 ):
     server = own_server()
     output = tmp_path / "out" / "talk.mp4"
-    command = [sys.executable, "-m", "polylip.client.cli", "dub", str(clip), "--to", "es", "-o", str(output)]
-    process = subprocess.Popen(
-        [*command, "--url", server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 300_000 for path in output.parent.glob(".talk.*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+    process = dub_until(300_000, clip, output, server)
     kill(server)
     _, stderr = process.communicate(timeout=120)
 
@@ -88,15 +94,8 @@ def test_the_command_names_the_missing_segments_and_exits_3(
 
 def test_an_interrupted_job_leaves_nothing(clip: Path, server: Server, tmp_path: Path):
     output = tmp_path / "out" / "talk.mp4"
-    command = [sys.executable, "-m", "polylip.client.cli", "dub", str(clip), "--to", "es", "-o", str(output)]
     for stop in (signal.SIGINT, signal.SIGTERM):
-        process = subprocess.Popen(
-            [*command, "--url", server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        deadline = time.monotonic() + 60
-        while not any(path.stat().st_size > 100_000 for path in output.parent.glob(".talk.*")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        process = dub_until(100_000, clip, output, server)
         process.send_signal(stop)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 130, stderr

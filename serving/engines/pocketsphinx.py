@@ -10,8 +10,8 @@ from pocketsphinx import Decoder
 
 from polylip.serving.engines import Float32, Parameters, Transcript
 from polylip.serving.errors import UnsupportedError
+from polylip.serving.mel import SAMPLE_RATE_HZ
 
-SAMPLE_RATE_HZ = 16_000
 MS_PER_FRAME = 10  # the decoder counts time in frames of 10 ms
 LANGUAGE = "en"
 PAD_S = 0.25  # silence around a segment: the model wants some before the first word and after the last
