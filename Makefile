@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock export/lips_lite.py
 	  echo "installing Debian packages: $$missing"; \
 	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -c requirements.lock -e '.[serve,export,perf]'
+	$(PIP) install -q -c requirements.lock -e '.[serve,perf]'
 	$(PIP) install -q -c requirements.lock --no-deps scikit-image
 	$(BIN)/polylip export lite
 	touch $@

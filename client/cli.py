@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from polylip.client import job
 from polylip.client.errors import PolylipError
 from polylip.client.report import print_summary
+from polylip.export.commands import app as export_app
 from polylip.serving.errors import EngineError, MissingError, UnknownProfileError
 
 EXIT_UNUSABLE = 2
@@ -33,7 +34,6 @@ app = typer.Typer(
     help="Dub a video into another language, with moving lips, through a Triton Inference Server.",
     epilog="Exit codes: 0 done; 2 the input or this machine cannot be used; 3 the server failed; 130 interrupted.",
 )
-export_app = typer.Typer(no_args_is_help=True, help="Make the files that the model repository serves.")
 app.add_typer(export_app, name="export")
 err = Console(stderr=True)
 
@@ -113,19 +113,6 @@ def doctor(
             print(f"{'ok     ' if check.ok else 'MISSING'} {check.name}: {check.detail}")
     if not all(check.ok for check in checks):
         raise typer.Exit(EXIT_UNUSABLE)
-
-
-@export_app.command("lite")
-def export_lite() -> None:
-    """Make the mouth-warp graph of profile lite and put it into the model repository.
-
-    Example: polylip export lite
-    """
-    from polylip.export.lips_lite import write_graph  # noqa: PLC0415  needs the extra `export`
-    from polylip.serving.doctor import LIPS_LITE  # noqa: PLC0415
-    from polylip.serving.runtime import find_model_repository  # noqa: PLC0415
-
-    print(write_graph(find_model_repository() / LIPS_LITE))
 
 
 async def _dub_with_progress(options: job.DubOptions) -> job.DubResult:
