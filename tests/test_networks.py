@@ -1,4 +1,4 @@
-"""The torch networks have the names, shapes, sizes and arithmetic of the public checkpoints, and behave as described."""
+"""The torch networks have the names, shapes, sizes and arithmetic of the public checkpoints."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_wav2lip_uses_both_inputs_and_the_face_through_its_skips():
     torch.manual_seed(0)
     network, mel, faces = Wav2LipGenerator().eval(), torch.randn(1, 1, 80, 16), torch.rand(1, 6, 96, 96)
     out = network(mel, faces)
-    assert 0 <= out.min() and out.max() <= 1
+    assert out.min() >= 0 and out.max() <= 1
     assert not torch.equal(out, network(mel.flip(2), faces))
     assert not torch.equal(out, network(mel, faces.flip(1)))  # masked and whole face are not interchangeable
 
