@@ -20,6 +20,7 @@ from polylip.client import job
 from polylip.client.errors import PolylipError
 from polylip.client.report import print_summary
 from polylip.export.commands import app as export_app
+from polylip.export.fetch_command import fetch
 from polylip.serving.errors import EngineError, MissingError, UnknownProfileError
 
 EXIT_UNUSABLE = 2
@@ -35,6 +36,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 2 the input or this machine cannot be used; 3 the server failed; 130 interrupted.",
 )
 app.add_typer(export_app, name="export")
+app.command("fetch")(fetch)
 err = Console(stderr=True)
 
 PORTS = {"min": 0, "max": 65535}
