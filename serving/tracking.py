@@ -1,53 +1,33 @@
 """Face boxes on key frames in, steady boxes with lasting ids on every frame out. One `Tracker` per media stream.
 
-Each face is a constant-velocity Kalman filter over centre and size. A call filters forward over its key frames, then
-smooths backward (Rauch-Tung-Striebel), back to where the call before stopped, and reads the frames between off the
-curve. Lengths in the noise model are in box sides (the square root of the area), so that near and far faces are
-followed alike. Times are integer milliseconds of the media clock.
+Key frames may run ahead of the frames that are asked for: what is already known of the future corrects the past, so a
+head is followed without lag. A box that was once answered is never revised. Times are integer milliseconds of the media
+clock.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-# Which detections count and whose they are.
-NMS_IOU = 0.4  # two boxes that overlap more are one face; detectors answer at several scales
-START_SCORE = 0.5  # a new face must be more likely than not
-MATCH_SCORE = 0.3  # a known face may be seen less surely: turned, blurred, half covered
-MATCH_IOU = 0.2  # with the predicted box; a face that starts to move by 2/3 of its width per key frame still matches
+from polylip.serving.boxes import MIN_SIDE_PX, Float32, Float64, best_pairs, detections, to_corners
+from polylip.serving.kalman import BoxFilter, Int64
+
+LOOK_AHEAD_MS = 400  # of the newest key frame before the newest frame that is asked for, at best; see docs/tracking.md
+
+START_SCORE = 0.5  # a new face must be more likely than not; a known one needs MATCH_SCORE
 CONFIRM_HITS = 2  # cascades throw single false positives, rarely two in the same place
 UNCONFIRMED_MISSES = 1  # key frames in a row that a face with one hit may be missed in before it is dropped
 COAST_MS = 1500  # a face turned away or covered for this long is still the same; longer, and it may be another
+MISSED_SCORE = 0.1  # of the last hit's score, at a key frame that misses the face: low, but the face is still known
+SETTLE_MS = 150  # a correction to what the last call answered comes in with this time constant, so nothing jumps
 
-# Noise model. Tuned on synthetic faces that stand still, sway and are missed, as in tests/test_tracking.py.
-MEASUREMENT_SD = 0.03  # box sides: a Haar cascade scans in scale steps of 1.1 and merges its neighbours
-# White acceleration of the centre, sides^2/s^3. Surprise is the running mean of the squared innovation over what was
-# expected of it, 1 when the model fits. A face that stands still lowers its own noise and is held steady; one that
-# sways raises it and is followed. A fixed 0.7 took away 50 % of a still face's jitter where this takes 66 %, and lagged
-# 10 px behind a sway of 40 px at 1 Hz where this lags 4.
-CENTRE_ACCELERATION = 0.3
-CENTRE_ACCELERATION_RANGE = (0.1, 4.0)
-SURPRISE_POWER = 3
-SURPRISE_SHARE = 0.3  # of the newest key frame in the running mean
-SIZE_ACCELERATION = 0.15  # for width and height, fixed: heads approach slowly
-START_VELOCITY_SD = 1.0  # sides/s: a face may be moving when it is first seen
-DAMPING_S = 0.4  # without a detection the velocity fades with this time constant: heads stop and turn back
-SETTLE_MS = 150  # a correction to what the last call predicted comes in with this time constant, so nothing jumps
-
-MIN_SIDE_PX = 1.0  # no prediction shrinks a box to nothing
-MAX_KNOTS = 512  # per face, where a caller sends key frames and asks for no frames: 100 s at 5 key frames/s
 MAX_FACES = 64  # held at once, unconfirmed ones included
-MAX_CANDIDATES = 256  # detections of one key frame that are compared with each other
 MAX_STREAMS = 1024  # trackers in a pool; the server holds far fewer live sequences, so the idlest one is long gone
 
-Float32 = npt.NDArray[np.float32]
-Float64 = npt.NDArray[np.float64]
-Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
 Tensor = npt.NDArray[Any]  # from a caller, not yet checked
 
@@ -62,7 +42,8 @@ class Tracks:
 
     boxes: Float32  # (queries, tracks, 4) x1 y1 x2 y2 in pixels of the analysis frame
     ids: npt.NDArray[np.int32]  # (tracks,), from 1, never used twice in a stream
-    scores: Float32  # (queries, tracks), 0 to 1, fading while the face is not detected
+    scores: Float32  # (queries, tracks), 0 to 1, low where key frames miss the face
+    surprise: Float32  # (tracks,) after the last key frame: up to 1 for a head at ease, over 4 for one too fast
 
 
 class Tracker:
@@ -83,7 +64,7 @@ class Tracker:
         """
         self._check(boxes, scores, keyframe_ms, query_ms)
         for i, time_ms in enumerate(keyframe_ms.tolist()):
-            self._take(*_detections(boxes[i], scores[i]), time_ms, is_last=i == len(keyframe_ms) - 1)
+            self._take(*detections(boxes[i], scores[i]), time_ms, is_last=i == len(keyframe_ms) - 1)
         tracks = self._answer(query_ms)
         self._forget(query_ms)
         return tracks
@@ -93,18 +74,23 @@ class Tracker:
         is_first = self._last_keyframe_ms is None
         self._last_keyframe_ms = time_ms
         faces = [face for face in self._faces if time_ms < face.end_ms]
-        for face in faces:
-            face.predict(time_ms)
-        pairs = dict(_best_pairs(faces, boxes))
+        pairs = dict(
+            best_pairs(
+                np.array([face.filter.expected(time_ms) for face in faces]),
+                np.array([face.seen_box for face in faces]),
+                np.array([time_ms - face.seen_ms for face in faces]) / 1000.0,
+                boxes,
+            )
+        )
         for i, face in enumerate(faces):
             if i in pairs:
-                face.correct(boxes[pairs[i]], float(scores[pairs[i]]))
+                face.hit(time_ms, boxes[pairs[i]], float(scores[pairs[i]]))
             else:
-                face.miss()
+                face.miss(time_ms)
         self._faces = [face for face in self._faces if not face.dropped]
         new = [j for j in range(len(boxes)) if j not in pairs.values() and scores[j] >= START_SCORE]
         for j in new[: max(0, MAX_FACES - len(faces))]:
-            self._faces.append(_Face(boxes[j], float(scores[j]), time_ms))
+            self._faces.append(_Face(time_ms, boxes[j], float(scores[j])))
         # One hit must do where the stream has shown nothing but this key frame.
         needed = 1 if is_first and is_last else CONFIRM_HITS
         for face in self._faces:
@@ -118,9 +104,11 @@ class Tracker:
         boxes = np.zeros((len(query_ms), len(shown), 4), dtype=np.float32)
         scores = np.zeros((len(query_ms), len(shown)), dtype=np.float32)
         for i, (face, alive) in enumerate(shown):
-            boxes[alive, i] = _to_corners(face.show(query_ms[alive]))
+            boxes[alive, i] = to_corners(face.show(query_ms[alive]))
             scores[alive, i] = face.score_at(query_ms[alive])
-        return Tracks(boxes, np.array([face.id for face, _ in shown], dtype=np.int32), scores)
+        ids = np.array([face.id for face, _ in shown], dtype=np.int32)
+        surprise = np.array([face.filter.surprise for face, _ in shown], dtype=np.float32)
+        return Tracks(boxes, ids, scores, surprise)
 
     def _forget(self, query_ms: Int64) -> None:
         """Drop what no later call can ask for; where a caller asks for nothing, what does not fit."""
@@ -160,204 +148,77 @@ def _check_order(what: str, times_ms: Tensor, last_ms: int | None, step_ms: int)
 
 
 @dataclass
-class _Knot:
-    """A face at one key frame. A state (4, 2) is centre x, centre y, width and height, each with its velocity per s."""
-
-    time_ms: int
-    state: Float64  # filtered
-    covariance: Float64  # (4, 2, 2)
-    motion: Float64  # (2, 2) from the knot before
-    predicted: Float64  # state before the detection
-    predicted_covariance: Float64
-
-
-@dataclass
 class _Face:
     """One face, from its first hit on."""
 
+    start_ms: int
     first_box: Float64  # (4,) centre and size, px
     first_score: float
-    start_ms: int
     id: int = 0  # 0 until confirmed
     hits: int = 1
     misses: int = 0  # in a row
-    dropped: bool = False
-    surprise: float = 1.0
-    knots: list[_Knot] = field(default_factory=list)
-    seen_ms: list[int] = field(default_factory=list)  # key frames with a hit
-    seen_scores: list[float] = field(default_factory=list)
-    seen_box: Float64 = field(init=False)  # the filtered box at the last hit
-    shown: tuple[int, Float64] | None = None  # the last answer: time and box
+    filter: BoxFilter = field(init=False)
+    seen_ms: int = field(init=False)  # the last hit
+    seen_box: Float64 = field(init=False)  # the last hit itself, not yet filtered
+    seen_score: float = field(init=False)
+    scores: list[tuple[int, float]] = field(init=False)  # at each key frame
+    shown: list[tuple[int, Float64]] = field(default_factory=list)  # the last two answers: time and box
 
     def __post_init__(self) -> None:
-        self.seen_box = self.first_box
-        state = np.stack([self.first_box, np.zeros(4)], axis=1)
-        start = np.diag(np.array([MEASUREMENT_SD, START_VELOCITY_SD]) * _side(self.first_box)) ** 2
-        covariance = np.repeat(start[None], 4, axis=0)
-        self.knots.append(_Knot(self.start_ms, state, covariance, np.eye(2), state, covariance))
-        self.seen_ms.append(self.start_ms)
-        self.seen_scores.append(self.first_score)
+        self.filter = BoxFilter(self.first_box, self.start_ms)
+        self.seen_ms, self.seen_box, self.seen_score = self.start_ms, self.first_box, self.first_score
+        self.scores = [(self.start_ms, self.first_score)]
 
     @property
-    def box(self) -> Float64:
-        return np.asarray(self.knots[-1].state[:, 0])
+    def dropped(self) -> bool:
+        return self.hits < CONFIRM_HITS and self.misses > UNCONFIRMED_MISSES
 
     @property
     def end_ms(self) -> int:
-        return self.seen_ms[-1] + COAST_MS
+        return self.seen_ms + COAST_MS
 
     def alive(self, times_ms: Int64) -> Bool:
         return (times_ms >= self.start_ms) & (times_ms < self.end_ms)
 
-    def predict(self, time_ms: int) -> None:
-        """A knot at a new key frame, without knowing what was detected there."""
-        last = self.knots[-1]
-        seconds = (time_ms - last.time_ms) / 1000.0
-        motion = _motion(seconds, damped=self.misses > 0)
-        state = last.state @ motion.T
-        state[2:, 0] = np.maximum(state[2:, 0], MIN_SIDE_PX)
-        centre = float(np.clip(CENTRE_ACCELERATION * self.surprise**SURPRISE_POWER, *CENTRE_ACCELERATION_RANGE))
-        covariance = motion @ last.covariance @ motion.T + _drift(seconds, _side(last.state[:, 0]), centre)
-        self.knots.append(_Knot(time_ms, state, covariance, motion, state, covariance))
-
-    def correct(self, box: Float64, score: float) -> None:
-        """The newest knot has a detection."""
-        knot = self.knots[-1]
-        noise = (MEASUREMENT_SD * _side(box)) ** 2
-        expected = knot.covariance[:, :1, 0] + noise
-        innovation = (box - knot.state[:, 0])[:, None]
-        self.surprise += SURPRISE_SHARE * (float(np.mean(innovation[:2] ** 2 / expected[:2])) - self.surprise)
-        gain = knot.covariance[:, :, 0] / expected
-        knot.state = knot.state + gain * innovation
-        knot.covariance = knot.covariance - gain[:, :, None] * knot.covariance[:, :1, :]
-        self.seen_box = knot.state[:, 0]
+    def hit(self, time_ms: int, box: Float64, score: float) -> None:
+        """The newest key frame has a detection of this face."""
+        self.filter.correct(time_ms, box)
         self.hits += 1
         self.misses = 0
-        self.seen_ms.append(knot.time_ms)
-        self.seen_scores.append(score)
+        self.seen_ms, self.seen_box, self.seen_score = time_ms, box, score
+        self.scores.append((time_ms, score))
 
-    def miss(self) -> None:
-        """The newest knot has no detection."""
+    def miss(self, time_ms: int) -> None:
+        """The newest key frame has none."""
         self.misses += 1
-        self.dropped = self.hits < CONFIRM_HITS and self.misses > UNCONFIRMED_MISSES
+        self.scores.append((time_ms, self.seen_score * MISSED_SCORE))
 
     def show(self, times_ms: Int64) -> Float64:
-        """Boxes (times, 4) at ascending times; they go on from the last answer and move over to the newer knowledge."""
-        knots = self._smoothed()
-        boxes = _curve(*knots, times_ms)
-        if self.shown is not None:
-            shown_ms, shown_box = self.shown
-            correction = shown_box - _curve(*knots, np.array([shown_ms]))[0]
-            boxes += np.exp((shown_ms - times_ms) / SETTLE_MS)[:, None] * correction
-        self.shown = int(times_ms[-1]), boxes[-1]
+        """Boxes (times, 4) at ascending times; they go on from the last answers and move over to newer knowledge."""
+        last_ms = np.array([time_ms for time_ms, _ in self.shown], dtype=np.int64)
+        curve = self.filter.boxes_at(np.concatenate([last_ms, times_ms]))
+        boxes = curve[len(last_ms) :]
+        if self.shown:
+            off = np.array([box for _, box in self.shown]) - curve[: len(last_ms)]
+            drift = off[-1] / SETTLE_MS
+            if 0 < last_ms[-1] - last_ms[0] < SETTLE_MS:  # in step with the last answers, so that it goes on moving
+                drift = drift + (off[-1] - off[0]) / (last_ms[-1] - last_ms[0])
+            since = (times_ms - last_ms[-1])[:, None]
+            boxes += np.exp(-since / SETTLE_MS) * (off[-1] + since * drift)
+            boxes[:, 2:] = np.maximum(boxes[:, 2:], MIN_SIDE_PX)
+        self.shown = [*self.shown, *zip(times_ms.tolist(), boxes, strict=True)][-2:]
         return boxes
 
     def score_at(self, times_ms: Int64) -> Float64:
-        unseen_ms = np.maximum(times_ms - self.seen_ms[-1], 0)
-        return np.interp(times_ms, self.seen_ms, self.seen_scores) * (1.0 - unseen_ms / COAST_MS)
+        key_ms, scores = zip(*self.scores, strict=True)
+        unseen_ms = np.maximum(times_ms - self.seen_ms, 0)
+        return np.asarray(np.interp(times_ms, key_ms, scores) * (1.0 - unseen_ms / COAST_MS))
 
     def forget_before(self, time_ms: int | None) -> None:
-        """Keep what the curve after `time_ms` rests on; None keeps all that fits."""
-        first = 0 if time_ms is None else max(0, sum(knot.time_ms <= time_ms for knot in self.knots) - 1)
-        self.knots = self.knots[max(first, len(self.knots) - MAX_KNOTS) :]
-        old = sum(seen <= self.knots[0].time_ms for seen in self.seen_ms) - 1
-        self.seen_ms, self.seen_scores = self.seen_ms[max(0, old) :], self.seen_scores[max(0, old) :]
-
-    def _smoothed(self) -> tuple[Int64, Float64]:
-        """Knot times (k,) and states (k, 4, 2) given everything seen so far."""
-        states = [self.knots[-1].state]
-        for knot, after in zip(self.knots[-2::-1], self.knots[:0:-1], strict=True):
-            gain = knot.covariance @ after.motion.T @ np.linalg.inv(after.predicted_covariance)
-            states.append(knot.state + (gain @ (states[-1] - after.predicted)[:, :, None])[:, :, 0])
-        return np.array([knot.time_ms for knot in self.knots]), np.array(states[::-1])
-
-
-def _motion(seconds: float, damped: bool) -> Float64:
-    """State transition (2, 2) over a time: the velocity stays, or fades while nothing is detected."""
-    if not damped:
-        return np.array([[1.0, seconds], [0.0, 1.0]])
-    fade = np.exp(-seconds / DAMPING_S)
-    return np.array([[1.0, DAMPING_S * (1.0 - fade)], [0.0, fade]])
-
-
-def _drift(seconds: float, side: float, centre: float) -> Float64:
-    """Uncertainty (4, 2, 2) that white acceleration adds over a time; `centre` in sides^2/s^3, the side in pixels."""
-    shape = np.array([[seconds**3 / 3.0, seconds**2 / 2.0], [seconds**2 / 2.0, seconds]])
-    density = np.array([centre, centre, SIZE_ACCELERATION, SIZE_ACCELERATION]) * side**2
-    return np.asarray(density[:, None, None] * shape)
-
-
-def _curve(knot_ms: Int64, states: Float64, times_ms: Int64) -> Float64:
-    """Boxes (times, 4) on the cubic through the knots (which is what the motion model expects between them).
-
-    Before the first knot the box stands still, after the last it runs out with a fading velocity.
-    """
-    before = np.clip(np.searchsorted(knot_ms, times_ms, side="right") - 1, 0, len(knot_ms) - 1)
-    after = np.minimum(before + 1, len(knot_ms) - 1)
-    elapsed = np.maximum(times_ms - knot_ms[before], 0)[:, None] / 1000.0
-    span = np.maximum(knot_ms[after] - knot_ms[before], 1)[:, None] / 1000.0
-    u = np.minimum(elapsed / span, 1.0)
-    (p0, v0), (p1, v1) = (np.moveaxis(states[index], 2, 0) for index in (before, after))
-    between = p0 + u * u * (3.0 - 2.0 * u) * (p1 - p0) + span * u * (1.0 - u) * ((1.0 - u) * v0 - u * v1)
-    beyond = p0 + DAMPING_S * (1.0 - np.exp(-elapsed / DAMPING_S)) * v0
-    boxes: Float64 = np.where((after == before)[:, None], beyond, between)
-    boxes[:, 2:] = np.maximum(boxes[:, 2:], MIN_SIDE_PX)
-    return boxes
-
-
-def _detections(boxes: Float32, scores: Float32) -> tuple[Float64, Float64]:
-    """Candidates of one key frame -> centre and size (n, 4) and scores (n,), best first, one per face."""
-    real = (scores >= MATCH_SCORE) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    corners, kept_scores = boxes[real].astype(np.float64), scores[real].astype(np.float64)
-    best = np.argsort(-kept_scores, kind="stable")[:MAX_CANDIDATES]
-    corners, kept_scores = corners[best], kept_scores[best]
-    overlap = _iou(corners, corners)
-    kept: list[int] = []
-    for i in range(len(best)):
-        if not kept or overlap[i, kept].max() <= NMS_IOU:
-            kept.append(i)
-    corners = corners[kept]
-    sizes = corners[:, 2:] - corners[:, :2]
-    return np.concatenate([corners[:, :2] + sizes / 2, sizes], axis=1), kept_scores[kept]
-
-
-def _best_pairs(faces: list[_Face], detected: Float64) -> Iterator[tuple[int, int]]:
-    """Pairs (face, detection) by overlap, best first, each face and each detection once.
-
-    First by where each face should be by now, then by where it was last seen: heads stop and turn back.
-    """
-    if not faces or not len(detected):
-        return
-    corners = _to_corners(detected)
-    taken = np.zeros((len(faces), len(detected)), dtype=np.bool_)
-    for boxes in ([face.box for face in faces], [face.seen_box for face in faces]):
-        overlap = np.where(taken, -1.0, _iou(_to_corners(np.array(boxes)), corners))
-        while overlap.max() >= MATCH_IOU:
-            i, j = divmod(int(overlap.argmax()), len(detected))
-            overlap[i, :] = overlap[:, j] = -1.0
-            taken[i, :] = taken[:, j] = True
-            yield i, j
-
-
-def _iou(a: Float64, b: Float64) -> Float64:
-    """Intersection over union (n, m) of boxes (n, 4) and (m, 4) x1 y1 x2 y2."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = np.prod(np.maximum(high - low, 0.0), axis=2)
-    area_a, area_b = (np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) for boxes in (a, b))
-    return np.asarray(shared / (area_a[:, None] + area_b[None, :] - shared))
-
-
-def _to_corners(boxes: Float64) -> Float64:
-    """Centre and size (n, 4) -> x1 y1 x2 y2 (n, 4)."""
-    centres, halves = boxes[:, :2], boxes[:, 2:] / 2
-    corners: Float64 = np.concatenate([centres - halves, centres + halves], axis=1)
-    return corners
-
-
-def _side(box: Float64) -> float:
-    """Side of the square with the area of a box (4,) given as centre and size."""
-    return float(np.sqrt(max(box[2], MIN_SIDE_PX) * max(box[3], MIN_SIDE_PX)))
+        """Keep what boxes and scores after `time_ms` rest on; None keeps all that fits."""
+        self.filter.forget_before(self.shown[0][0] if self.shown and time_ms is not None else time_ms)
+        self.scores = [score for score in self.scores if score[0] >= self.filter.first_ms]
+        self.shown = [answer for answer in self.shown if answer[0] >= self.filter.first_ms]
 
 
 class TrackerPool:

@@ -1,4 +1,4 @@
-"""Boxes on key frames to tracks on every frame, one Kalman state per sequence.
+"""Boxes on key frames to tracks on every frame, one tracker per sequence.
 
 Triton tells a model nothing when a sequence expires, so states carry their own time-to-live.
 """
@@ -34,4 +34,9 @@ class TritonPythonModel:
         finally:
             if flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END:
                 self.pool.end(sequence)
-        return {"TRACK_BOXES": tracks.boxes, "TRACK_IDS": tracks.ids, "TRACK_SCORES": tracks.scores}
+        return {
+            "TRACK_BOXES": tracks.boxes,
+            "TRACK_IDS": tracks.ids,
+            "TRACK_SCORES": tracks.scores,
+            "TRACK_SURPRISE": tracks.surprise,
+        }
