@@ -1,4 +1,4 @@
-"""Where the pip-installed tritonserver is, what it needs on this machine, and what is missing. See docs/server.md."""
+"""Where tritonserver is, in NVIDIA's container or installed by pip, and what it needs. See docs/server.md."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON}.so.1.0"
 SYSTEM_LIBRARY_DIRS = ("/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib")
 MODEL_REPOSITORY_VARIABLE = "POLYLIP_MODEL_REPOSITORY"
+CONTAINER_SERVER = Path("/opt/tritonserver")  # in NVIDIA's container, with every backend
+# Backends that a profile loads besides the Python one; the pip-installed tritonserver has none of them.
+PROFILE_BACKENDS = {"gpu": "tensorrt", "onnx": "onnxruntime", "openvino": "openvino"}
+STUB = "triton_python_backend_stub"
 
 
 @dataclass(frozen=True)
@@ -24,27 +28,55 @@ class Runtime:
 
     binary: Path
     library_dirs: tuple[Path, ...]  # for LD_LIBRARY_PATH
-    python_backend: Path  # folder with libtriton_python.so
+    backends: Path  # a folder per backend
     stub: Path  # triton_python_backend_stub for this interpreter
 
+    @property
+    def complete(self) -> bool:
+        """Whether the Python backend can be used where it lies; the wheel's has its stubs elsewhere."""
+        return self.stub.parent == self.backends / "python"
 
-def find_runtime() -> Runtime:
-    """The tritonserver of the installed wheel. Raises MissingError with the command that installs what lacks."""
+
+def find_runtime(container: Path = CONTAINER_SERVER) -> Runtime:
+    """The tritonserver of NVIDIA's container, else that of the installed wheel. Raises MissingError with the remedy."""
+    if (container / "bin" / "tritonserver").is_file():
+        return _container_runtime(container)
     spec = find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise MissingError("tritonserver is not installed; run: pip install 'polylip[serve]'")
     package = Path(spec.origin).parent
     root = package / "tritonserver"
-    stub = root / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+    stub = root / "python_backend_stubs" / PYTHON / STUB
     if not stub.is_file():
         have = ", ".join(sorted(p.name for p in (root / "python_backend_stubs").iterdir()))
         raise MissingError(f"tritonserver's Python backend does not support Python {PYTHON}; use one of: {have}")
     return Runtime(
         binary=root / "bin" / "tritonserver",
         library_dirs=(package.parent / "nvidia_pytriton.libs", find_libpython().parent),
-        python_backend=root / "backends" / "python",
+        backends=root / "backends",
         stub=stub,
     )
+
+
+def _container_runtime(root: Path) -> Runtime:
+    """Its stub is linked with one Python, which must be the one that has polylip."""
+    stub = root / "backends" / "python" / STUB
+    if not stub.is_file():
+        raise MissingError(f"{stub} is missing; use an image of tritonserver with the Python backend")
+    if f"libpython{PYTHON}.so".encode() not in stub.read_bytes():
+        raise MissingError(f"{stub} is for another Python than {PYTHON}; install polylip into the image's own python3")
+    return Runtime(root / "bin" / "tritonserver", (root / "lib",), root / "backends", stub)
+
+
+def require_backend(runtime: Runtime, profile: str) -> Path:
+    """Folder of the backend that a profile loads. Raises MissingError when this tritonserver lacks it."""
+    backend = runtime.backends / PROFILE_BACKENDS.get(profile, "python")
+    if not backend.is_dir():
+        raise MissingError(
+            f"profile {profile} needs tritonserver's {backend.name} backend, which NVIDIA's container has; "
+            "run: docker compose -f docker/compose.yaml up"
+        )
+    return backend
 
 
 def find_libpython() -> Path:
@@ -60,11 +92,14 @@ def find_libpython() -> Path:
 
 
 def prepare_backends(runtime: Runtime, folder: Path) -> Path:
-    """Lay out `folder` as a backend directory whose Python backend has the stub of this interpreter beside it."""
+    """A backend directory whose Python backend has the stub of this interpreter beside it; laid out in `folder` if
+    there is none."""
+    if runtime.complete:
+        return runtime.backends
     python = folder / "python"
     python.mkdir(parents=True)
     for source in ("libtriton_python.so", "triton_python_backend_utils.py"):
-        (python / source).symlink_to(runtime.python_backend / source)
+        (python / source).symlink_to(runtime.backends / "python" / source)
     stub = python / runtime.stub.name
     shutil.copyfile(runtime.stub, stub)
     stub.chmod(0o755)
