@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+from polylip.export.sidecar import GRAPH_FILES, Precision
 from polylip.serving.engines.apertium import installed_modes
 from polylip.serving.errors import EngineError, MissingError, UnknownProfileError
 from polylip.serving.guard import SHM
-from polylip.serving.runtime import find_model_repository, find_runtime
+from polylip.serving.plans import fitting_plans
+from polylip.serving.runtime import find_model_repository, find_runtime, require_backend
 
-PROFILES = ("lite",)
+PROFILES = ("lite", "cpu", "gpu", "onnx", "openvino")
 LIPS_LITE = "lips/1/lips_lite.onnx"
+SPEAKING_PROFILES = ("lite", "cpu")
+SPEECH_MODELS = frozenset({"transcribe", "translate", "synthesize", "speech"})
+PICTURE_MODELS = frozenset({"detect", "track", "faces", "mel", "lips", "lipsync"})
 SHARED_MEMORY_MIB = 64  # the lite profile's Python models map about 30 MiB
+
+
+Look = tuple[str, Callable[[], str]]  # name, and what finds its detail or raises
+Looks = list[Look]
 
 
 @dataclass(frozen=True)
@@ -28,27 +38,90 @@ class Check:
     detail: str  # what was found, or what is missing and the command that brings it
 
 
-def run_checks(profile: str, model_repository: Path | None = None) -> list[Check]:
-    """Every check of a profile, in the order in which one would mend them. Raises UnknownProfileError."""
+def run_checks(profile: str, model_repository: Path | None = None, models: Collection[str] = ()) -> list[Check]:
+    """Every check of a profile, in the order in which one would mend them. Raises UnknownProfileError.
+
+    `models`: those that are to be served, if not all.
+    """
     if profile not in PROFILES:
         raise UnknownProfileError(f"unknown profile {profile!r}; this version has: {', '.join(PROFILES)}")
-    checks: list[tuple[str, Callable[[], str]]] = [
+    repository = model_repository
+    checks: Looks = [
         ("tritonserver", lambda: str(find_runtime().binary)),
-        ("recogniser (pocketsphinx)", lambda: _package("pocketsphinx")),
-        ("translator (apertium)", _apertium),
-        ("voice (espeak-ng)", lambda: _program("espeak-ng", "espeak-ng")),
-        ("detector (OpenCV)", lambda: _package("cv2")),
-        ("lips runtime (onnxruntime)", lambda: _package("onnxruntime")),
-        ("model repository", lambda: str(model_repository or find_model_repository())),
-        ("lips graph", lambda: _lips_graph(model_repository or find_model_repository())),
+        ("model repository", lambda: _models(repository or find_model_repository(), models)),
+        *(_speech(profile) if not models or SPEECH_MODELS & set(models) else []),
+        *(_PICTURE[profile](repository) if not models or PICTURE_MODELS & set(models) else []),
         ("shared memory", _shared_memory),
     ]
     return [_check(name, look) for name, look in checks]
 
 
-def require_ready(profile: str, model_repository: Path | None = None) -> None:
+def _speech(profile: str) -> Looks:
+    if profile not in SPEAKING_PROFILES:
+        return [("speech engines", lambda: _no_speech(profile))]
+    return [
+        ("recogniser (pocketsphinx)", lambda: _package("pocketsphinx")),
+        ("translator (apertium)", _apertium),
+        ("voice (espeak-ng)", lambda: _program("espeak-ng", "espeak-ng")),
+    ]
+
+
+def _no_speech(profile: str) -> str:
+    picture = ",".join(sorted(PICTURE_MODELS))
+    raise MissingError(f"profile {profile} has none yet; serve its picture models: --models {picture}")
+
+
+def _lite_picture(repository: Path | None) -> Looks:
+    return [
+        ("detector (OpenCV)", lambda: _package("cv2")),
+        ("lips runtime (onnxruntime)", lambda: _package("onnxruntime")),
+        ("lips graph", lambda: _graph(repository, LIPS_LITE, "polylip export lite")),
+    ]
+
+
+def _cpu_picture(repository: Path | None) -> Looks:
+    return [("runtime of detector and lips", _cpu_runtime), *_graphs(repository, "fp32")]
+
+
+def _gpu_picture(repository: Path | None) -> Looks:
+    return [_backend("gpu"), ("TensorRT plans", lambda: _plans(repository))]
+
+
+def _onnx_picture(repository: Path | None) -> Looks:
+    return [_backend("onnx"), *_graphs(repository, "fp16")]
+
+
+def _openvino_picture(repository: Path | None) -> Looks:
+    return [_backend("openvino"), *_graphs(repository, "fp32")]
+
+
+def _graphs(repository: Path | None, precision: Precision) -> Looks:
+    return [
+        (f"graph of {network}", partial(_graph, repository, files[precision], f"polylip export onnx {network}"))
+        for network, files in GRAPH_FILES.items()
+    ]
+
+
+def _backend(profile: str) -> Look:
+    return "tritonserver's backend", lambda: str(require_backend(find_runtime(), profile))
+
+
+def _plans(repository: Path | None) -> str:
+    return ", ".join(plan.name for plan in fitting_plans(repository or find_model_repository()))
+
+
+_PICTURE = {
+    "lite": _lite_picture,
+    "cpu": _cpu_picture,
+    "gpu": _gpu_picture,
+    "onnx": _onnx_picture,
+    "openvino": _openvino_picture,
+}
+
+
+def require_ready(profile: str, model_repository: Path | None = None, models: Collection[str] = ()) -> None:
     """Raise MissingError for everything that is missing, in one line."""
-    missing = [f"{c.name}: {c.detail}" for c in run_checks(profile, model_repository) if not c.ok]
+    missing = [f"{c.name}: {c.detail}" for c in run_checks(profile, model_repository, models) if not c.ok]
     if missing:
         raise MissingError("; ".join(missing))
 
@@ -81,11 +154,26 @@ def _apertium() -> str:
     return f"{path}, {', '.join(pairs)}"
 
 
-def _lips_graph(repository: Path) -> str:
-    path = repository / LIPS_LITE
+def _models(repository: Path, wanted: Collection[str]) -> str:
+    have = {path.parent.name for path in repository.glob("*/config.pbtxt")}
+    unknown = sorted(set(wanted) - have)
+    if unknown:
+        raise MissingError(f"no model {', '.join(unknown)} in {repository}; it has: {', '.join(sorted(have))}")
+    return str(repository)
+
+
+def _graph(repository: Path | None, name: str, command: str) -> str:
+    path = (repository or find_model_repository()) / name
     if not path.is_file():
-        raise MissingError(f"{path} is missing; run: polylip export lite")
+        raise MissingError(f"{path} is missing; run: {command}")
     return str(path)
+
+
+def _cpu_runtime() -> str:
+    for module in ("openvino", "onnxruntime"):
+        if find_spec(module) is not None:
+            return module if module == "openvino" else "onnxruntime; OpenVINO is faster: pip install 'polylip[cpu]'"
+    raise MissingError("not installed; run: pip install 'polylip[serve,cpu]'")
 
 
 def _shared_memory() -> str:

@@ -1,4 +1,4 @@
-"""Starts a tritonserver of a profile on loopback, waits until real inferences answer, and stops it on every path."""
+"""Starts a tritonserver of a profile, waits until real inferences answer, and stops it on every path."""
 
 from __future__ import annotations
 
@@ -18,10 +18,19 @@ from pathlib import Path
 from polylip.serving.doctor import require_ready
 from polylip.serving.errors import EngineError, MissingError
 from polylip.serving.guard import GRACE_S
+from polylip.serving.plans import link_plans
 from polylip.serving.probe import is_ready, probe_models
-from polylip.serving.runtime import find_model_repository, find_runtime, prepare_backends, server_environment
+from polylip.serving.runtime import (
+    find_model_repository,
+    find_runtime,
+    prepare_backends,
+    require_backend,
+    server_environment,
+)
 
 LOOPBACK = "127.0.0.1"
+ANY_ADDRESS = "0.0.0.0"  # noqa: S104  only compared with: from this machine such a server is called on loopback
+GPU_PROFILE = "gpu"  # its configs are the config.pbtxt themselves
 START_TIMEOUT_S = 120.0  # the lite profile takes 5 to 10 s on two cores; a busy machine several times that
 READY_POLL_S = 0.1
 KEPT_LOGS = 50  # many more than servers live at once on one machine: a live one keeps its log
@@ -34,9 +43,11 @@ class ServerOptions:
 
     profile: str = "lite"
     model_repository: Path | None = None  # None: the one of this checkout
+    models: tuple[str, ...] = ()  # to load; none means all
     grpc_port: int = 0
     http_port: int | None = None  # nothing of ours needs HTTP
     metrics_port: int | None = 0
+    listen: str = LOOPBACK  # IPv4 address that all protocols are bound to; a container needs 0.0.0.0
     log_path: Path | None = None  # None: a new file in the state folder, of which the last KEPT_LOGS are kept
     start_timeout_s: float = START_TIMEOUT_S
 
@@ -55,8 +66,9 @@ class Server:
 
     @property
     def url(self) -> str:
-        """`host:port` of the gRPC endpoint."""
-        return f"{LOOPBACK}:{self.ports.grpc}"
+        """`host:port` of the gRPC endpoint, as this machine reaches it."""
+        host = LOOPBACK if self.options.listen == ANY_ADDRESS else self.options.listen
+        return f"{host}:{self.ports.grpc}"
 
     @property
     def log_path(self) -> Path:
@@ -119,7 +131,7 @@ def running_server(options: ServerOptions) -> Iterator[Server]:
 
 def start_server(options: ServerOptions) -> Server:
     """Start and wait until every model answers a real inference. Raises MissingError, EngineError."""
-    require_ready(options.profile, options.model_repository)
+    require_ready(options.profile, options.model_repository, options.models)
     for attempt in range(PORT_TRIES):
         server = _spawn(options)
         try:
@@ -139,7 +151,10 @@ class _PortTakenError(EngineError):
 
 def _spawn(options: ServerOptions) -> Server:
     runtime = find_runtime()
+    require_backend(runtime, options.profile)
     repository = options.model_repository or find_model_repository()
+    if options.profile == GPU_PROFILE:
+        link_plans(repository)
     ports = _choose_ports(options)
     log = _open_log(options)
     run_dir = Path(tempfile.mkdtemp(prefix="polylip-"))  # last: from here on nothing but the guard removes it
@@ -147,10 +162,10 @@ def _spawn(options: ServerOptions) -> Server:
     command = [
         str(runtime.binary),
         f"--model-repository={repository.resolve()}",
-        f"--model-config-name={options.profile}",
+        *_model_flags(options),
         f"--backend-directory={prepare_backends(runtime, run_dir / 'backends')}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
-        *_address_flags(ports),
+        *_address_flags(ports, options.listen),
     ]
     guard = subprocess.Popen(
         [sys.executable, "-m", "polylip.serving.guard", str(run_dir), str(log.path), prefix, "--", *command],
@@ -161,13 +176,20 @@ def _spawn(options: ServerOptions) -> Server:
     return Server(guard, options, ports, log, prefix)
 
 
-def _address_flags(ports: Ports) -> list[str]:
-    flags = [f"--grpc-address={LOOPBACK}", f"--grpc-port={ports.grpc}"]
+def _model_flags(options: ServerOptions) -> list[str]:
+    flags = [] if options.profile == GPU_PROFILE else [f"--model-config-name={options.profile}"]
+    if options.models:
+        flags += ["--model-control-mode=explicit", *(f"--load-model={name}" for name in options.models)]
+    return flags
+
+
+def _address_flags(ports: Ports, listen: str) -> list[str]:
+    flags = [f"--grpc-address={listen}", f"--grpc-port={ports.grpc}"]
     for name, port in (("http", ports.http), ("metrics", ports.metrics)):
         if port is None:
             flags.append(f"--allow-{name}=false")
         else:
-            flags += [f"--allow-{name}=true", f"--{name}-address={LOOPBACK}", f"--{name}-port={port}"]
+            flags += [f"--allow-{name}=true", f"--{name}-address={listen}", f"--{name}-port={port}"]
     return flags
 
 
@@ -180,9 +202,10 @@ def _choose_ports(options: ServerOptions) -> Ports:
             if wanted:  # the closing connections of a server just stopped do not count
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((LOOPBACK, wanted))
+                probe.bind((options.listen, wanted))
             except OSError as error:
-                raise _PortTakenError(f"cannot listen on port {wanted} ({error.strerror}); choose another") from None
+                where = f"port {wanted}" if options.listen == LOOPBACK else f"{options.listen} port {wanted}"
+                raise _PortTakenError(f"cannot listen on {where} ({error.strerror}); choose another") from None
             return int(probe.getsockname()[1])
 
         http, metrics = (None if port is None else choose(port) for port in (options.http_port, options.metrics_port))
@@ -197,7 +220,8 @@ def _wait_until_answering(server: Server, timeout_s: float) -> None:
         if time.monotonic() > deadline:
             raise EngineError(f"tritonserver did not load within {timeout_s:.0f} s; log: {server.log_path}")
         time.sleep(READY_POLL_S)
-    failure = probe_models(server.url, server.options.model_repository or find_model_repository())
+    repository = server.options.model_repository or find_model_repository()
+    failure = probe_models(server.url, repository, models=server.options.models)
     if failure is not None:
         raise EngineError(f"tritonserver is up but does not work: {failure}; log: {server.log_path}")
 

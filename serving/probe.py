@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 import grpc
@@ -15,7 +16,7 @@ READY_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 20.0  # the first inference of a Python model may still import its engine
 
 _AUDIO = np.zeros(8000, dtype=np.float32)  # half a second at 16 kHz
-_FRAMES = np.zeros((1, 90, 160, 3), dtype=np.uint8)
+_FRAMES = np.zeros((1, 360, 640, 3), dtype=np.uint8)  # the size that engines get compiled for
 _FACES = np.zeros((1, 96, 96, 3), dtype=np.uint8)
 _INSTANT = np.zeros(1, dtype=np.int64)
 PROBES: dict[str, Inputs] = {
@@ -42,12 +43,17 @@ def is_ready(url: str) -> bool:
             return False
 
 
-def probe_models(url: str, repository: Path, timeout_s: float = CALL_TIMEOUT_S) -> str | None:
-    """Infer once with every model in the repository; None when all answer, else the first failure in one line."""
+def probe_models(
+    url: str, repository: Path, timeout_s: float = CALL_TIMEOUT_S, models: Iterable[str] = ()
+) -> str | None:
+    """Infer once with every model in the repository, or with `models`; None when all answer, else the first failure.
+
+    `track` is a part of `faces` alone: it has no probe of its own.
+    """
     with grpc.insecure_channel(url, options=CHANNEL_OPTIONS) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        present = [name for name in PROBES if (repository / name / "config.pbtxt").is_file()]
-        for name in present:
+        wanted = set(models) or {path.parent.name for path in repository.glob("*/config.pbtxt")}
+        for name in [name for name in PROBES if name in wanted]:
             failure = _probe(stub, name, timeout_s)
             if failure:
                 return f"model {name}: {failure}"

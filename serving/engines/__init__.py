@@ -88,8 +88,14 @@ ENGINES: dict[str, dict[str, str]] = {
     "transcribe": {"pocketsphinx": "polylip.serving.engines.pocketsphinx:Pocketsphinx"},
     "translate": {"apertium": "polylip.serving.engines.apertium:Apertium"},
     "synthesize": {"espeak-ng": "polylip.serving.engines.espeak:Espeak"},
-    "detect": {"cascade": "polylip.serving.engines.cascade:Cascade"},
-    "lips": {"onnxruntime": "polylip.serving.engines.onnx_lips:OnnxLips"},
+    "detect": {
+        "cascade": "polylip.serving.engines.cascade:Cascade",
+        "s3fd": "polylip.serving.engines.s3fd:S3fd",
+    },
+    "lips": {
+        "onnxruntime": "polylip.serving.engines.onnx_lips:OnnxLips",
+        "wav2lip": "polylip.serving.engines.wav2lip:Wav2Lip",
+    },
 }
 
 

@@ -9,8 +9,8 @@ class TritonPythonModel:
         self.engine: Detector = load_engine("detect", adapter.parameters(args), adapter.version_dir(args))
 
     def execute(self, requests):
-        return adapter.answer("detect", self._detect, requests)
+        return adapter.answer_together("detect", self._detect, ("FRAMES",), requests)
 
-    def _detect(self, request):
-        boxes, scores = self.engine.detect(adapter.array(request, "FRAMES"))
+    def _detect(self, frames):
+        boxes, scores = self.engine.detect(frames)
         return {"BOXES": boxes, "SCORES": scores}

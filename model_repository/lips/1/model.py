@@ -9,7 +9,7 @@ class TritonPythonModel:
         self.engine: Lips = load_engine("lips", adapter.parameters(args), adapter.version_dir(args))
 
     def execute(self, requests):
-        return adapter.answer("lips", self._render, requests)
+        return adapter.answer_together("lips", self._render, ("MEL", "FACES"), requests)
 
-    def _render(self, request):
-        return {"MOUTHS": self.engine.render(adapter.array(request, "MEL"), adapter.array(request, "FACES"))}
+    def _render(self, mel, faces):
+        return {"MOUTHS": self.engine.render(mel, faces)}
