@@ -26,6 +26,7 @@ from polylip.serving.errors import EngineError, MissingError, UnknownProfileErro
 EXIT_UNUSABLE = 2
 EXIT_SERVER = 3
 EXIT_INTERRUPTED = 130
+LOOPBACK = "127.0.0.1"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,6 +43,8 @@ err = Console(stderr=True)
 PORTS = {"min": 0, "max": 65535}
 Profile = Annotated[str, typer.Option(help="Which engines to serve; `lite` needs no download and no GPU.")]
 
+Models = Annotated[str, typer.Option(help="Only these models, for example: detect,track,faces")]
+
 
 @app.command()
 def dub(
@@ -51,6 +54,9 @@ def dub(
     source: Annotated[str, typer.Option("--from", help="Source language, ISO 639-1, or auto")] = "auto",
     url: Annotated[str | None, typer.Option(help="host:port of a running server; without it, one is started")] = None,
     profile: Profile = "lite",
+    face: Annotated[
+        str | None, typer.Option(help="The face to re-lip: its id in report.json, or a place, x,y from 0 to 1: 0.7,0.4")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output at the end")] = False,
 ) -> None:
     """Dub INPUT into another language.
@@ -59,7 +65,7 @@ def dub(
 
     Example: polylip dub talk.mp4 --to es -o talk.es.mp4
     """
-    options = job.DubOptions(input, output, to.lower(), source.lower(), url, profile)
+    options = job.DubOptions(input, output, to.lower(), source.lower(), url, profile, face)
     with _interruptible("interrupted; nothing was written", EXIT_INTERRUPTED):
         result = asyncio.run(_dub_with_progress(options))
     if as_json:
@@ -76,12 +82,14 @@ def dub(
 @app.command()
 def serve(
     profile: Profile = "lite",
-    grpc_port: Annotated[int, typer.Option(**PORTS, help="gRPC port on loopback; 0 takes a free one")] = 8001,
-    metrics_port: Annotated[int, typer.Option(**PORTS, help="Metrics port on loopback; 0 takes a free one")] = 8002,
-    http_port: Annotated[int | None, typer.Option(**PORTS, help="HTTP port on loopback; off unless given")] = None,
+    models: Models = "",
+    grpc_port: Annotated[int, typer.Option(**PORTS, help="gRPC port; 0 takes a free one")] = 8001,
+    metrics_port: Annotated[int, typer.Option(**PORTS, help="Metrics port; 0 takes a free one")] = 8002,
+    http_port: Annotated[int | None, typer.Option(**PORTS, help="HTTP port; off unless given")] = None,
+    listen: Annotated[str, typer.Option(help="IPv4 address for all ports; other machines need no password")] = LOOPBACK,
     log: Annotated[Path | None, typer.Option(help="Server log; by default a new file in the state folder")] = None,
 ) -> None:
-    """Start a tritonserver on loopback and keep it until Ctrl-C or SIGTERM.
+    """Start a tritonserver, on loopback unless told otherwise, and keep it until Ctrl-C or SIGTERM.
 
     Says that it is ready when every model has answered a real inference.
 
@@ -89,9 +97,17 @@ def serve(
     """
     from polylip.serving.launcher import ServerOptions, running_server  # noqa: PLC0415  needs the extra `serve`
 
-    options = ServerOptions(profile, grpc_port=grpc_port, metrics_port=metrics_port, http_port=http_port, log_path=log)
+    options = ServerOptions(
+        profile,
+        models=_names(models),
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        http_port=http_port,
+        listen=listen,
+        log_path=log,
+    )
     with _interruptible("the server is stopped", 0), running_server(options) as server:
-        print(f"ready: grpc {server.url}, metrics 127.0.0.1:{server.ports.metrics}, log {server.log_path}", flush=True)
+        print(f"ready: grpc {server.url}, metrics {listen}:{server.ports.metrics}, log {server.log_path}", flush=True)
         status = server.wait()
         _fail(f"tritonserver ended by itself (status {status}); log: {server.log_path}", EXIT_SERVER)
 
@@ -99,6 +115,7 @@ def serve(
 @app.command()
 def doctor(
     profile: Profile = "lite",
+    models: Models = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON")] = False,
 ) -> None:
     """Check what a profile needs on this machine, without starting anything.
@@ -107,7 +124,7 @@ def doctor(
     """
     from polylip.serving.doctor import run_checks  # noqa: PLC0415  needs nothing but is not needed by a thin client
 
-    checks = run_checks(profile)
+    checks = run_checks(profile, models=_names(models))
     if as_json:
         print(json.dumps([vars(check) for check in checks]))
     else:
@@ -115,6 +132,11 @@ def doctor(
             print(f"{'ok     ' if check.ok else 'MISSING'} {check.name}: {check.detail}")
     if not all(check.ok for check in checks):
         raise typer.Exit(EXIT_UNUSABLE)
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    """The parts of a list with commas."""
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
 
 
 async def _dub_with_progress(options: job.DubOptions) -> job.DubResult:

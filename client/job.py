@@ -25,10 +25,12 @@ from polylip.client.render import Renderer
 from polylip.client.report import write_report
 from polylip.client.results import FaceSample, Report, SegmentResult, Status
 from polylip.client.ring import FrameRing
+from polylip.client.speaker import SpeakerChooser, parse_wish
 from polylip.client.speech import SpeechBranch
 from polylip.client.subtitles import write_subtitles
 from polylip.client.timeline import Timeline
 from polylip.client.triton import TritonClient
+from polylip.client.visibility import frames_around
 from polylip.client.wire import Tensor
 
 CHECK_TIMEOUT_S = 60.0  # the first request after a cold start may still load an engine
@@ -44,6 +46,7 @@ class DubOptions:
     source_language: str = "auto"
     url: str | None = None  # host:port of a running server; None starts one for the job
     profile: str = "lite"  # of the server to start; with a url only a name in the report
+    face: str | None = None  # the face to re-lip: its id in report.json, or a place: "0.7,0.4"; None: who speaks
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,8 @@ async def _run(
     pulse = Pulse()
     duration_ms = info.duration_s * 1000 if info.duration_s else None
     total = round(info.duration_s * info.frame_rate) if info.duration_s else None
-    rate, channels = output_sample_rate(info), output_channels(info)
-    timeline, ring = Timeline(duration_ms, pulse), FrameRing(float(info.frame_rate), pulse)
+    rate, channels, fps = output_sample_rate(info), output_channels(info), float(info.frame_rate)
+    timeline, ring = Timeline(duration_ms, pulse), FrameRing(fps, pulse, frames_around(fps))
     bed = AudioBed(rate, channels)
     sound = await asyncio.to_thread(AudioReader, info, rate, channels)
     try:
@@ -129,6 +132,7 @@ async def _run(
                 info,
                 ring=ring,
                 timeline=timeline,
+                chooser=SpeakerChooser(info.width, info.height, parse_wish(options.face)),
                 bed=bed,
                 stream=lips_stream,
                 writer=writer,
@@ -211,6 +215,7 @@ def _check_options(options: DubOptions) -> None:
         raise InputError("the target language must be named, for example: es")
     if options.url is not None and not re.fullmatch(r"[^/\s]+:\d{1,5}", options.url):
         raise InputError(f"{options.url!r} is not host:port, for example: 127.0.0.1:8001")
+    parse_wish(options.face)
     if options.output.exists() and options.input.exists() and options.output.samefile(options.input):
         raise InputError(f"{options.output}: output and input are the same file; choose another output")
 
@@ -258,25 +263,33 @@ def _report(options: DubOptions, info: MediaInfo, run: _Branches, wall_s: float)
             "av": version("av"),
             "numpy": version("numpy"),
         },
+        faces=run.faces.tracks,
+        face_spans_hidden=run.renderer.hidden.spans,
         counters={
-            "key_frames": run.faces.key_frames,
+            "key_frames": run.faces.keys.total,
+            "dense_key_frames": run.faces.keys.dense,
+            "cuts": run.faces.cuts,
             "lipsync_calls": counts.lips_calls,
+            "lipsync_frames": counts.lips_frames,
             "failed_lipsync_calls": counts.lips_failures,
             "failed_faces_chunks": run.faces.failed_chunks,
             "ring_capacity": run.ring.capacity,
             "ring_high_water": run.ring.high_water,
         },
-        warnings=_warnings(run, duration_s),
+        warnings=_warnings(options, run, duration_s),
     )
 
 
-def _warnings(run: _Branches, duration_s: float) -> list[str]:
+def _warnings(options: DubOptions, run: _Branches, duration_s: float) -> list[str]:
     counts, segments = run.renderer.counts, run.timeline.results
     warnings = []
     if not segments:
         warnings.append("no speech found: picture and sound pass through unchanged")
     elif counts.without_face == counts.frames:
         warnings.append("no face found: only the sound is dubbed, the picture passes through unchanged")
+    wish = parse_wish(options.face)
+    if wish is not None and wish.track_id is not None and wish.track_id not in [t.id for t in run.faces.tracks]:
+        warnings.append(f"--face {options.face}: no face has this number, so the one who speaks was taken")
     missing = _failed(segments)
     if missing:
         reason = segments[missing[0] - 1].message

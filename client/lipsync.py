@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -59,15 +60,17 @@ def speech_window(speech: Float32, offsets_ms: list[float]) -> tuple[Float32, np
     """Cut from a segment's speech what the windows at `offsets_ms` need, with the offsets within the cut.
 
     The cut starts on a mel column and CONTEXT_COLUMNS early, so that its windows equal those of the whole speech.
-    Behind the speech's end there is silence.
+    Before the speech and behind its end there is silence.
     """
-    columns = [int(offset / HOP_MS) for offset in offsets_ms]
-    first = max(0, columns[0] - CONTEXT_COLUMNS)
+    columns = [math.floor(offset / HOP_MS) for offset in offsets_ms]
+    first = columns[0] - CONTEXT_COLUMNS
+    if columns[0] >= 0:
+        first = max(0, first)
     stop = columns[-1] * HOP + LOOK_AHEAD_MS * SPEECH_RATE_HZ // 1000
-    audio = speech[first * HOP : stop]
-    missing = stop - first * HOP - len(audio)
-    if missing > 0:
-        audio = np.concatenate([audio, np.zeros(missing, np.float32)])
+    audio = np.zeros(stop - first * HOP, np.float32)
+    part = speech[max(0, first * HOP) : max(0, stop)]
+    begin = max(0, -first * HOP)
+    audio[begin : begin + len(part)] = part
     # Rounded up, so that the server's division gives the same column again.
     offsets = np.ceil([(column - first) * HOP_MS for column in columns]).astype(np.int64)
     return audio, offsets

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 from polylip.client.blend import FaceCut, cut_face, frame_planes, paste_mouth, to_frame
@@ -19,14 +22,16 @@ from polylip.client.media_out import MediaWriter
 from polylip.client.mix import AudioBed, Float32
 from polylip.client.pulse import Pulse
 from polylip.client.results import FaceSample
-from polylip.client.ring import FrameRing, Slot
+from polylip.client.ring import Face, FrameRing, Slot
+from polylip.client.speaker import Choice, SpeakerChooser
 from polylip.client.sync import OffsetMeter
 from polylip.client.timeline import Dub, Timeline
 from polylip.client.triton import TritonStream
+from polylip.client.visibility import HiddenSpans, Visibility, frames_around
 
 MAX_BATCH = 16  # frames per `lipsync` request: beyond it neither onnxruntime nor TensorRT gain much
 BATCH_BYTES = 64 * 1024 * 1024  # of decoded frames: smaller batches for larger pictures
-EDGE_MS = 80.0  # the mouth fades in and out over this time at the ends of a dub
+EDGE_MS = 80.0  # the mouth fades in and out over this time at the ends of a dub's lips
 SOUND_STEP_MS = 500  # of sound written at once behind the last picture
 MAX_SAMPLES = 240  # face samples kept for the contact sheet, however long the video
 
@@ -38,8 +43,11 @@ class _Work:
     slot: Slot
     frame: Any  # av.VideoFrame in the output's pixel format, or its pixels once cut is set
     duration: int  # of the frame, in ticks of the output's clock
+    face: Face | None = None
     dub: Dub | None = None
+    visible: float = 1.0  # of the face: strength of its lips
     cut: FaceCut | None = None
+    pasted: bool = False
 
 
 @dataclass
@@ -55,9 +63,10 @@ class RenderCounts:
     """What the output did."""
 
     frames: int = 0
-    lipsynced: int = 0
+    lipsynced: int = 0  # frames with new pixels
     without_face: int = 0
     lips_calls: int = 0
+    lips_frames: int = 0  # asked for; those in silence often come back as they were
     lips_failures: int = 0
     damaged_packets: int = 0
 
@@ -71,6 +80,7 @@ class Renderer:
         *,
         ring: FrameRing,
         timeline: Timeline,
+        chooser: SpeakerChooser,
         bed: AudioBed,
         stream: TritonStream,
         writer: MediaWriter,
@@ -81,6 +91,11 @@ class Renderer:
         self._info = info
         self._ring = ring
         self._timeline = timeline
+        self._chooser = chooser
+        self._choices: dict[str, Choice] = {}  # by segment, until it is written
+        self._visibility = Visibility(info.width, info.height, float(info.frame_rate))
+        self._taken: deque[Slot] = deque(maxlen=frames_around(float(info.frame_rate)))
+        self.hidden = HiddenSpans(1000 / float(info.frame_rate))
         self._bed = bed
         self._stream = stream
         self._writer = writer
@@ -116,10 +131,8 @@ class Renderer:
             frames = await asyncio.to_thread(reader.read, len(slots))
             self.counts.damaged_packets = reader.damaged
             # The analysis has seen these frames; a second reader of the same file sees the same ones.
-            work = [
-                _Work(slot, frame, frame.duration, self._timeline.dub_at(slot.time_ms))
-                for slot, (_, frame) in zip(slots, frames, strict=True)
-            ]
+            work = [self._work(slot, frame) for slot, (_, frame) in zip(slots, frames, strict=True)]
+            self._judge_visibility(work)
             await asyncio.to_thread(self._cut_faces, work)
             await batches.put(await self._request_lips(work))
 
@@ -131,14 +144,47 @@ class Renderer:
             self.next_ms = slots[0].time_ms
             self._pulse.beat()
             await self._pulse.until(lambda: self._timeline.safe_ms > self.next_ms)
-            slots += self._ring.take(self._batch - 1, self._timeline.safe_ms)
+            safe_ms = self._timeline.safe_ms
+            await self._choose_faces(slots, safe_ms)
+            slots += self._ring.take(self._batch - 1, safe_ms)
         return slots
+
+    async def _choose_faces(self, slots: list[Slot], before_ms: float) -> None:
+        """For each dub that starts before a time: all frames of its segment are still here."""
+        for dub in self._timeline.active:
+            segment = dub.segment
+            if not dub.audible or segment.id in self._choices or segment.start_ms >= before_ms:
+                continue
+            await self._pulse.until(partial(self._ring.settled_to, segment.end_ms))
+            frames = [*self._taken, *slots, *self._ring.settled()]
+            within = [slot for slot in frames if segment.start_ms <= slot.time_ms < segment.end_ms]
+            choice = await asyncio.to_thread(self._chooser.choose, within, segment)
+            self._choices[segment.id] = choice
+            dub.result.face_id, dub.result.face_choice = choice.face_id, choice.reason
+
+    def _work(self, slot: Slot, frame: Any) -> _Work:
+        dub = self._timeline.lips_at(slot.time_ms)
+        face = self._chooser.usual(slot) if dub is None else self._choices[dub.segment.id].face(slot)
+        return _Work(slot, frame, frame.duration, face, dub)
+
+    def _judge_visibility(self, work: list[_Work]) -> None:
+        """Of the faces under a dub, from the frames around them."""
+        slots = [item.slot for item in work]
+        around = [*self._taken, *slots, *self._ring.settled(self._taken.maxlen)]
+        self._taken.extend(slots)
+        for dub, group in groupby((item for item in work if item.dub is not None), key=lambda item: item.dub):
+            views = self._visibility.views(around, self._choices[dub.segment.id].face)
+            for item in group:
+                view = views[item.slot.index]
+                item.visible = view.strength
+                if view.hidden is not None:
+                    self.hidden.add(item.slot.time_ms, view.hidden)
 
     def _cut_faces(self, work: list[_Work]) -> None:
         for item in work:
-            if item.dub is not None and item.slot.face is not None:
+            if item.dub is not None and item.face is not None and item.visible > 0:
                 pixels, planes = frame_planes(item.frame, self._format)
-                item.cut = cut_face(planes, item.slot.face.box_px)
+                item.cut = cut_face(planes, item.face.box_px)
                 if item.cut is not None:
                     item.frame = pixels
 
@@ -157,6 +203,7 @@ class Renderer:
         dub = group[0].dub
         assert dub is not None  # noqa: S101  a cut is made only under a dub
         self.counts.lips_calls += 1
+        self.counts.lips_frames += len(group)
         faces = [item.cut.face for item in group if item.cut is not None]
         return await request_lips(self._stream, dub, [item.slot.time_ms for item in group], faces)
 
@@ -193,13 +240,17 @@ class Renderer:
         for item, mouth in zip(group, mouths, strict=True):
             if item.cut is None or item.dub is None:
                 continue
-            opening = paste_mouth(item.cut, mouth, self._strength(item.dub, item.slot.time_ms))
-            self.offsets.add(item.dub, item.slot.time_ms, opening)
-            self.counts.lipsynced += 1
+            time_ms = item.slot.time_ms
+            opening = paste_mouth(item.cut, mouth, item.visible * self._edge(item.dub, time_ms))
+            item.pasted = opening > 0
+            self.counts.lipsynced += item.pasted
+            if (item.dub.start_ms or 0) <= time_ms < item.dub.end_ms:
+                self.offsets.add(item.dub, time_ms, opening)
 
-    def _strength(self, dub: Dub, time_ms: float) -> float:
-        since = time_ms - (dub.start_ms or 0) + 1000 / float(self._info.frame_rate)
-        left = dub.end_ms - time_ms if dub.ended else EDGE_MS
+    def _edge(self, dub: Dub, time_ms: float) -> float:
+        """Strength of the lips by the distance from both ends of their time."""
+        since = time_ms - dub.lips_start_ms + 1000 / float(self._info.frame_rate)
+        left = dub.lips_end_ms - time_ms if dub.ended else EDGE_MS
         return min(1.0, since / EDGE_MS, left / EDGE_MS)
 
     def _encode(self, work: list[_Work], sound: Float32) -> None:
@@ -216,7 +267,7 @@ class Renderer:
 
     def _count(self, item: _Work) -> None:
         self.counts.frames += 1
-        face = item.slot.face
+        face = item.face
         if face is None:
             self.counts.without_face += 1
         if item.slot.index % self._sample_step == 0:
@@ -226,7 +277,7 @@ class Renderer:
                     time_ms=round(item.slot.time_ms),
                     box_px=None if face is None else face.box_px,
                     track_id=None if face is None else face.track_id,
-                    lipsynced=item.cut is not None,
+                    lipsynced=item.pasted,
                 )
             )
         if len(self.samples) > MAX_SAMPLES:
@@ -241,5 +292,6 @@ class Renderer:
 
     def _forget_written(self, time_ms: float) -> None:
         for dub in self._timeline.written(time_ms):
+            self._choices.pop(dub.segment.id, None)
             self.offsets.close(dub)
             dub.result.latency_ms.total = (time.monotonic() - dub.closed_at) * 1000

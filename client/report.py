@@ -95,9 +95,11 @@ def _totals(report: Report) -> str:
     """Frames, durations, speed and the measured sound delay, in one line."""
     offset = report.av_offset_ms
     sync = f"A/V offset {offset:+.0f} ms" if offset is not None and math.isfinite(offset) else "A/V offset unknown"
+    spans = len(report.face_spans_hidden)
+    hidden = f", lips hidden in {spans} span{'s' if spans > 1 else ''}" if spans else ""
     return (
         f"{report.frames} frames, {report.frames_lipsynced} lip-synced, "
-        f"{report.frames_without_face} without face; "
+        f"{report.frames_without_face} without face{hidden}; "
         f"{report.duration_s:.1f} s in {report.wall_s:.1f} s (real-time factor {report.real_time_factor:.2f}); {sync}"
     )
 

@@ -16,6 +16,24 @@ class Status(StrEnum):
     ERROR = "error"  # the server failed: the original sound passes
 
 
+class FaceChoice(StrEnum):
+    """Why a segment's lips went to their face."""
+
+    ONLY = "only"  # there was no other to be seen at the same time
+    SPEAKING = "speaking"  # its mouth moved with the sound
+    LARGEST = "largest"  # no mouth moved with the sound
+    CHOSEN = "chosen"  # by the user
+
+
+class HideReason(StrEnum):
+    """Why a face that should have new lips keeps its own."""
+
+    NOT_FOUND = "not found"
+    COVERED = "covered or turned away"
+    LEAVES = "leaves the picture"
+    SMALL = "too small"
+
+
 @dataclass
 class Latency:
     """Milliseconds of wall time of one segment, each measured at the client."""
@@ -41,6 +59,8 @@ class SegmentResult:
     target_text: str = ""
     status: Status = Status.ERROR
     message: str = ""
+    face_id: int | None = None  # track that got the lips; None: no face
+    face_choice: FaceChoice | None = None
     latency_ms: Latency = field(default_factory=Latency)
 
 
@@ -53,6 +73,25 @@ class FaceSample:
     box_px: tuple[float, float, float, float] | None  # x1, y1, x2, y2
     track_id: int | None
     lipsynced: bool
+
+
+@dataclass(frozen=True)
+class FaceTrack:
+    """One face from its first frame to its last."""
+
+    id: int
+    start_ms: int
+    end_ms: int
+    place: tuple[float, float]  # mean middle of its box, in fractions of the picture's width and height
+
+
+@dataclass(frozen=True)
+class HiddenSpan:
+    """A stretch under the dub in which the lips are the source's own."""
+
+    start_ms: int
+    end_ms: int
+    reason: HideReason
 
 
 @dataclass
@@ -73,6 +112,8 @@ class Report:
     av_offset_ms: float | None
     segments: list[SegmentResult]
     versions: dict[str, str]
+    faces: list[FaceTrack] = field(default_factory=list)
+    face_spans_hidden: list[HiddenSpan] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""The ring of frames between the analysis, which runs ahead, and the output: time and face of each, no pixels.
+"""The ring of frames between the analysis, which runs ahead, and the output: time and faces of each, no pixels.
 
 Pixels are decoded a second time at output: that costs 3 ms per 720p frame and keeps memory independent of the picture
 size and of how long the speech branch takes.
@@ -6,39 +6,61 @@ size and of how long the speech branch takes.
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from polylip.client.pulse import Pulse
 
 MIN_SLOTS = 600  # 20 s at 30 fps: a segment of 10 s plus the time until its dub is there
 SECONDS_AHEAD = 20.0
 
+SEEN_SCORE = 0.45  # share of a face's usual score below which the detector has missed it
+
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Face:
-    """The speaker's face in one frame."""
+    """One face in one frame."""
 
     box_px: Box  # x1, y1, x2, y2 in the source picture
-    track_id: int
+    track_id: int  # unique over the whole job
+    score: float = 1.0  # of the tracker, as a share of what this face usually has; low where it is hardly seen
+    opening: float = 0.0  # of the mouth: grey levels that it is darker than the upper face
+    motion: float | None = None  # of the mouth since the frame before, grey levels; None where that lacks the face
+
+    @property
+    def seen(self) -> bool:
+        """Whether it is really there, not just carried on by the tracker."""
+        return self.score >= SEEN_SCORE
+
+    @property
+    def side_px(self) -> float:
+        """Of the square with the box's area."""
+        x1, y1, x2, y2 = self.box_px
+        return math.sqrt(max(0.0, x2 - x1) * max(0.0, y2 - y1))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Slot:
     """One frame."""
 
     index: int
     time_ms: float
-    face: Face | None = None
+    shot: int  # counts the cuts before it
+    faces: tuple[Face, ...] = ()
 
 
 class FrameRing:
     """Frames in order. Added by the analysis, given their faces chunk by chunk, taken by the output."""
 
-    def __init__(self, frames_per_second: float, pulse: Pulse) -> None:
+    def __init__(self, frames_per_second: float, pulse: Pulse, ahead_frames: int = 0) -> None:
+        """`ahead_frames`: a frame can be taken when so many behind it are settled, or there are no more."""
         self.capacity = max(MIN_SLOTS, round(SECONDS_AHEAD * frames_per_second))
+        self._ahead = ahead_frames
         self._pulse = pulse
         self.high_water = 0
         self.added = 0
@@ -46,10 +68,10 @@ class FrameRing:
         self._slots: deque[Slot] = deque()
         self._known = 0  # frames below this index have been through `faces`
 
-    async def add(self, time_ms: float) -> None:
+    async def add(self, time_ms: float, shot: int = 0) -> None:
         """Append a frame; waits while the ring is full."""
-        await self._pulse.until(lambda: len(self._slots) < self.capacity)
-        self._slots.append(Slot(self.added, time_ms))
+        await self._pulse.until(lambda: not self.full)
+        self._slots.append(Slot(self.added, time_ms, shot))
         self.added += 1
         self.high_water = max(self.high_water, len(self._slots))
         self._pulse.beat()
@@ -58,11 +80,13 @@ class FrameRing:
         self.closed = True
         self._pulse.beat()
 
-    def settle(self, faces: list[Face | None]) -> None:
-        """The faces of the next frames in order; None where there is none, or where the analysis failed."""
+    def settle(self, faces: Sequence[tuple[Face, ...]]) -> None:
+        """The faces of the next frames in order; () where there are none, or where the analysis failed."""
         first = self._slots[0].index
-        for offset, face in enumerate(faces):
-            self._slots[self._known + offset - first].face = face
+        for offset, found in enumerate(faces):
+            at = self._known + offset - first
+            slot = self._slots[at]
+            self._slots[at] = Slot(slot.index, slot.time_ms, slot.shot, found)
         self._known += len(faces)
         self._pulse.beat()
 
@@ -77,7 +101,23 @@ class FrameRing:
 
     def ready(self, before_ms: float) -> bool:
         """Whether `take` would return a frame."""
-        return bool(self._slots) and self._slots[0].index < self._known and self._slots[0].time_ms < before_ms
+        if not self._slots or self._slots[0].time_ms >= before_ms:
+            return False
+        return self._slots[0].index + (0 if self.closed else self._ahead) < self._known
+
+    def settled(self, limit: int | None = None) -> list[Slot]:
+        """The settled frames that have not been taken yet, the first `limit` of them."""
+        count = self._known - self._slots[0].index if self._slots else 0
+        return list(islice(self._slots, count if limit is None else min(count, limit)))
+
+    def settled_to(self, time_ms: float) -> bool:
+        """Whether the faces are known up to a time, or as far as they can be: the ring is full or at its end."""
+        count = self._known - self._slots[0].index if self._slots else 0
+        return self.closed or self.full or (count > 0 and self._slots[count - 1].time_ms >= time_ms)
+
+    @property
+    def full(self) -> bool:
+        return len(self._slots) >= self.capacity
 
     @property
     def finished(self) -> bool:

@@ -35,6 +35,7 @@ class Dub:
     result: SegmentResult
     closed_at: float = field(default_factory=time.monotonic)
     start_ms: int | None = None
+    lips_start_ms: float = 0.0  # set with start_ms: its lips are its own from here on, silent until the speech starts
     speech: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))  # 16 kHz, as far as it has come
     pcm: Float32 = field(default_factory=lambda: np.zeros(0, np.float32))  # mono at the output's rate, levelled
     ended: bool = False
@@ -51,6 +52,16 @@ class Dub:
     @property
     def audible(self) -> bool:
         return self.start_ms is not None and len(self.speech) > 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without its whole dub: the original then comes back where the new speech stops."""
+        return self.ended and self.result.status is not Status.DUBBED
+
+    @property
+    def lips_end_ms(self) -> float:
+        """Its lips are its own up to here: in its segment's rest they are silent, as the speaker now is."""
+        return self.end_ms if self.failed else max(self.end_ms, self.segment.end_ms)
 
 
 class Timeline:
@@ -99,6 +110,7 @@ class Timeline:
         if start - dub.segment.start_ms > MAX_LATE_MS:
             return False
         dub.start_ms = start
+        dub.lips_start_ms = max(dub.segment.start_ms, self._free_ms)
         self._pulse.beat()
         return True
 
@@ -136,10 +148,10 @@ class Timeline:
         """Whether no segment is still to come or to end."""
         return self._horizon_ms == float("inf") and all(dub.ended for dub in self._active)
 
-    def dub_at(self, time_ms: float) -> Dub | None:
-        """The segment whose dubbed speech sounds at this time."""
+    def lips_at(self, time_ms: float) -> Dub | None:
+        """The segment whose dub the lips follow at this time: through its speech, and its silence beside that."""
         for dub in self._active:
-            if dub.start_ms is not None and dub.start_ms <= time_ms < dub.end_ms:
+            if dub.audible and dub.lips_start_ms <= time_ms < dub.lips_end_ms:
                 return dub
         return None
 

@@ -1,4 +1,4 @@
-"""Small parts of the client: the ring, the lips' speech windows, the offset meter, rates, the speaker's choice."""
+"""Small parts of the client: the ring, the lips' speech windows, the offset meter, rates, the letterbox."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polylip.client.faces import LOST_AFTER_MS, Letterbox, SpeakerChoice
+from polylip.client.faces import Letterbox
 from polylip.client.lipsync import speech_window
 from polylip.client.pulse import Pulse
 from polylip.client.ring import MIN_SLOTS, Face, FrameRing
@@ -28,7 +28,7 @@ async def test_a_full_ring_holds_the_reader_back():
     waiting = asyncio.create_task(ring.add(1e6))
     await asyncio.sleep(0)
     assert not waiting.done()
-    ring.settle([FACE] * ring.capacity)
+    ring.settle([(FACE,)] * ring.capacity)
     assert len(ring.take(1, 1e9)) == 1
     await waiting
     assert ring.high_water == ring.capacity == MIN_SLOTS
@@ -43,14 +43,38 @@ async def test_the_ring_gives_frames_in_order_once_their_faces_are_known_and_the
     for index in range(5):
         await ring.add(index * 100.0)
     assert ring.take(5, 1e9) == []
-    ring.settle([None, FACE, None])
+    ring.settle([(), (FACE,), ()])
     assert [slot.index for slot in ring.take(5, 150.0)] == [0, 1]
-    ring.settle([None, FACE])
+    assert ring.settled_to(200.0) and not ring.settled_to(300.0)
+    ring.settle([(), (FACE,)])
+    assert [slot.index for slot in ring.settled()] == [2, 3, 4]
     taken = ring.take(5, 1e9)
     assert [slot.index for slot in taken] == [2, 3, 4]
-    assert [slot.face for slot in taken] == [None, None, FACE]
+    assert [slot.faces for slot in taken] == [(), (), (FACE,)]
     ring.close()
     assert ring.finished
+
+
+async def test_the_ring_holds_frames_back_until_what_follows_them_is_known():
+    ring = FrameRing(30.0, Pulse(), ahead_frames=2)
+    for index in range(4):
+        await ring.add(index * 100.0, shot=index // 2)
+    ring.settle([()] * 3)
+    assert [slot.index for slot in ring.take(5, 1e9)] == [0]
+    ring.settle([()])
+    assert [(slot.index, slot.shot) for slot in ring.take(5, 1e9)] == [(1, 0)]
+    ring.close()
+    assert [(slot.index, slot.shot) for slot in ring.take(5, 1e9)] == [(2, 1), (3, 1)]
+
+
+async def test_nobody_waits_for_faces_behind_a_full_ring():
+    ring = FrameRing(30.0, Pulse())
+    for index in range(ring.capacity):
+        await ring.add(index * 1.0)
+    ring.settle([()] * 100)
+    assert ring.full and ring.settled_to(1e9)
+    ring.take(1, 1e9)
+    assert not ring.settled_to(1e9)
 
 
 @given(
@@ -73,6 +97,18 @@ def test_windows_past_the_end_of_the_speech_hear_silence():
     windows = mel_windows(cut, offsets)
     assert windows.shape == (2, 80, 16)
     assert windows[1, :, -6:].max() == -4.0
+
+
+def test_windows_before_the_speech_hear_silence_and_then_its_start():
+    speech = (np.random.default_rng(0).standard_normal(RATE) * 0.1).astype(np.float32)
+    led = np.concatenate([np.zeros(RATE, np.float32), speech])
+    times_ms = [-600.0, -560.0, -520.0, -200.0, -40.0, 0.0]
+    cut, offsets = speech_window(speech, times_ms)
+    windows = mel_windows(cut, offsets)
+    assert windows[0].max() == -4.0
+    assert windows[3, :, :8].max() == -4.0 and windows[3, :, -1].max() > -2.0
+    columns = np.ceil([int((1000 + time) / 12.5) * 12.5 for time in times_ms]).astype(np.int64)
+    assert np.allclose(windows, mel_windows(led, columns), atol=1e-5)
 
 
 @pytest.mark.parametrize("shift_ms", [-200, -60, 0, 40, 150])
@@ -116,16 +152,6 @@ def test_rates_stay_within_their_bounds(natural_ms: float, fill_ms: int, limit_m
 )
 def test_rates_for_typical_slots(natural: int, slot: Slot, rate: float):
     assert fit_rate(natural, slot) == pytest.approx(rate)
-
-
-def test_the_largest_face_speaks_and_keeps_the_lips_while_it_is_seen():
-    choice = SpeakerChoice()
-    boxes = np.array([[0, 0, 50, 50], [100, 0, 180, 80]], np.float32)
-    assert choice.pick(boxes, [1, 2], [1.0, 1.0], 0) == 1
-    assert choice.pick(boxes * [[3], [1]], [1, 2], [1.0, 1.0], 40) == 1  # the other one has grown: no matter
-    assert choice.pick(boxes, [1, 2], [1.0, 0.0], 80) == -1  # gone for a moment: nobody else takes over ...
-    assert choice.pick(boxes, [1, 2], [1.0, 0.0], 40 + LOST_AFTER_MS) == 0  # ... until it is gone for good
-    assert SpeakerChoice().pick(np.zeros((0, 4), np.float32), [], [], 0) == -1
 
 
 @pytest.mark.parametrize("size", [(1920, 1080), (1080, 1920), (320, 240), (640, 360), (17, 16)])

@@ -22,11 +22,11 @@ from polylip.serving.launcher import Server
 
 REPORT_FIELDS = {
     "profile", "input", "output", "duration_s", "frames", "frames_lipsynced", "frames_without_face",
-    "real_time_factor", "wall_s", "av_offset_ms", "segments", "versions",
+    "real_time_factor", "wall_s", "av_offset_ms", "segments", "versions", "faces", "face_spans_hidden",
 }  # fmt: skip
 SEGMENT_FIELDS = {
     "id", "start_ms", "end_ms", "dub_start_ms", "dub_end_ms", "rate", "source_text", "target_text", "status",
-    "latency_ms",
+    "latency_ms", "face_id", "face_choice",
 }  # fmt: skip
 
 
@@ -196,10 +196,13 @@ def test_progress_counts_every_frame(job: Dubbed):
 
 
 def test_detection_is_rationed_to_key_frames(job: Dubbed):
-    """At most 6.5 passes per second of video, and at most one lips call per 8 dubbed frames."""
+    """At most 6.5 passes per second of video, and at most one lips call per 8 frames that they are asked for."""
     counters = job.report.counters
-    assert counters["key_frames"] <= 6.5 * job.report.duration_s + 2
-    assert counters["lipsync_calls"] <= job.report.frames_lipsynced / 8 + 3 * len(job.report.segments)
+    assert counters["key_frames"] - counters["dense_key_frames"] <= 6.5 * job.report.duration_s + 2
+    assert counters["dense_key_frames"] <= 0.1 * counters["key_frames"]
+    assert counters["cuts"] == 0
+    assert job.report.frames_lipsynced <= counters["lipsync_frames"]
+    assert counters["lipsync_calls"] <= counters["lipsync_frames"] / 8 + 3 * len(job.report.segments)
     assert counters["failed_lipsync_calls"] == counters["failed_faces_chunks"] == 0
 
 

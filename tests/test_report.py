@@ -9,7 +9,16 @@ from rich.console import Console
 
 from polylip.client.files import write_atomic
 from polylip.client.report import print_summary, write_report
-from polylip.client.results import Latency, Report, SegmentResult, Status
+from polylip.client.results import (
+    FaceChoice,
+    FaceTrack,
+    HiddenSpan,
+    HideReason,
+    Latency,
+    Report,
+    SegmentResult,
+    Status,
+)
 
 
 def dubbed(number=1):
@@ -101,6 +110,21 @@ def test_summary_of_an_error_shows_its_message_and_no_rate():
     assert "[translate] no answer" in text
     assert "error" in text
     assert "A/V offset unknown" in text
+
+
+def test_whose_lips_they_are_and_where_they_are_hidden_is_told(tmp_path):
+    segment = dubbed()
+    segment.face_id, segment.face_choice = 2, FaceChoice.SPEAKING
+    hidden = [HiddenSpan(1000, 1400, HideReason.COVERED), HiddenSpan(2000, 2200, HideReason.SMALL)]
+    faces = [FaceTrack(2, 0, 4000, (0.25, 1 / 3))]
+    content = report([segment], faces=faces, face_spans_hidden=hidden)
+    read = json.loads(write_report(content, tmp_path / "report.json").read_text())
+    assert (read["segments"][0]["face_id"], read["segments"][0]["face_choice"]) == (2, "speaking")
+    assert read["faces"] == [{"id": 2, "start_ms": 0, "end_ms": 4000, "place": [0.25, 0.333]}]
+    assert read["face_spans_hidden"][0] == {"start_ms": 1000, "end_ms": 1400, "reason": "covered or turned away"}
+    assert "3 without face, lips hidden in 2 spans; 18.3 s" in printed(content)
+    assert "lips hidden in 1 span;" in printed(report([segment], face_spans_hidden=hidden[:1]))
+    assert "hidden" not in printed(report([segment]))
 
 
 def test_long_texts_fold_and_keep_every_word():

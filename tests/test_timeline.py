@@ -104,6 +104,43 @@ def test_written_segments_are_forgotten_but_stay_in_the_results():
     assert [r.status for r in line.results] == [Status.DUBBED]
 
 
+def test_lips_are_a_dubs_from_its_segments_start_to_the_later_of_both_ends():
+    line = timeline()
+    dub = line.add(segment(0, 1000, 3000))
+    line.place(dub)
+    assert line.lips_at(1500) is None  # nothing has been heard of it yet
+    speak(line, dub, 1200)
+    line.end(dub, Status.DUBBED)
+    assert [line.lips_at(time) for time in (999, 1000, 2200, 2999, 3000)] == [None, dub, dub, dub, None]
+
+
+def test_lips_never_take_the_time_of_another_dubs_speech():
+    line = timeline()
+    first, second = line.add(segment(0, 1000, 3000)), line.add(segment(1, 3500, 5000))
+    line.place(first)
+    speak(line, first, 3200)
+    line.end(first, Status.DUBBED)
+    line.place(second)
+    speak(line, second, 500)
+    line.end(second, Status.DUBBED)
+    assert [line.lips_at(time) for time in (3100, 3500, 4199)] == [first] * 3
+    # The second waits in silence for its late start, and is silent again behind its speech.
+    assert [line.lips_at(time) for time in (4200, 4200 + GAP_MS, 4900)] == [second] * 3
+    assert line.lips_at(5000) is None
+
+
+def test_a_dub_that_broke_off_leaves_the_lips_to_the_original():
+    line = timeline()
+    dub = line.add(segment(0, 1000, 3000))
+    line.place(dub)
+    speak(line, dub, 500)
+    line.end(dub, Status.ERROR)
+    assert line.lips_at(1400) is dub and line.lips_at(1600) is None
+    silent = line.add(segment(1, 4000, 5000))
+    line.end(silent, Status.NO_SPEECH)
+    assert line.lips_at(4500) is None
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(50, 3000), st.integers(200, 6000), st.integers(0, 9000)), min_size=1, max_size=15)
