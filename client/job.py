@@ -276,6 +276,10 @@ def _report(options: DubOptions, info: MediaInfo, run: _Branches, wall_s: float)
             "ring_capacity": run.ring.capacity,
             "ring_high_water": run.ring.high_water,
         },
+        seam=run.renderer.quality.seam,
+        seam_worst=run.renderer.quality.seam_worst,
+        flicker=run.renderer.quality.flicker,
+        flicker_worst=run.renderer.quality.flicker_worst,
         warnings=_warnings(options, run, duration_s),
     )
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from polylip.client.results import Status
 from polylip.client.timeline import RAMP_MS, Dub
 
 Float32 = npt.NDArray[np.float32]
@@ -45,7 +44,7 @@ class AudioBed:
         for dub in dubs:
             if dub.audible:
                 mixed *= _fade(times_ms, float(dub.start_ms or 0), dub.end_ms)
-                if not failed(dub):
+                if not dub.failed:
                     mixed *= _fade(times_ms, dub.segment.start_ms, dub.segment.end_ms)
         for dub in dubs:
             if dub.start_ms is not None:
@@ -57,11 +56,6 @@ class AudioBed:
         first, last = max(offset, 0), min(offset + len(dub.pcm), mixed.shape[1])
         if first < last:
             mixed[:, first:last] += dub.pcm[first - offset : last - offset]
-
-
-def failed(dub: Dub) -> bool:
-    """Whether the dub broke off: the original then comes back where the new speech stops."""
-    return dub.ended and dub.result.status is not Status.DUBBED
 
 
 def _fade(times_ms: npt.NDArray[np.float64], start_ms: float, end_ms: float) -> Float32:

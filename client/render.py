@@ -15,12 +15,13 @@ from functools import partial
 from itertools import groupby
 from typing import Any
 
-from polylip.client.blend import FaceCut, cut_face, frame_planes, paste_mouth, to_frame
+from polylip.client.blend import FaceCut, MouthPaster, cut_face, frame_planes, to_frame
 from polylip.client.lipsync import LipsRequest, request_lips
 from polylip.client.media_in import MediaInfo, VideoReader
 from polylip.client.media_out import MediaWriter
 from polylip.client.mix import AudioBed, Float32
 from polylip.client.pulse import Pulse
+from polylip.client.quality import QualityMeter
 from polylip.client.results import FaceSample
 from polylip.client.ring import Face, FrameRing, Slot
 from polylip.client.speaker import Choice, SpeakerChooser
@@ -105,6 +106,8 @@ class Renderer:
         self._batch = max(2, min(MAX_BATCH, BATCH_BYTES // frame_bytes))
         self.counts = RenderCounts()
         self.offsets = OffsetMeter()
+        self.quality = QualityMeter()
+        self._paster = MouthPaster(self.quality)
         self.samples: list[FaceSample] = []
         self._sample_step = 1
         self.position_ms = 0.0
@@ -241,7 +244,13 @@ class Renderer:
             if item.cut is None or item.dub is None:
                 continue
             time_ms = item.slot.time_ms
-            opening = paste_mouth(item.cut, mouth, item.visible * self._edge(item.dub, time_ms))
+            opening = self._paster.paste(
+                item.cut,
+                mouth,
+                item.visible * self._edge(item.dub, time_ms),
+                frame=item.slot.index,
+                track=None if item.face is None else item.face.track_id,
+            )
             item.pasted = opening > 0
             self.counts.lipsynced += item.pasted
             if (item.dub.start_ms or 0) <= time_ms < item.dub.end_ms:

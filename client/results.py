@@ -112,6 +112,10 @@ class Report:
     av_offset_ms: float | None
     segments: list[SegmentResult]
     versions: dict[str, str]
+    seam: float | None = None  # gradient jump across the mask's edge, grey levels per pixel; 0 is invisible
+    seam_worst: float | None = None  # 95th percentile
+    flicker: float | None = None  # frame difference inside the mask over the source's; 1 is as lively
+    flicker_worst: float | None = None  # 95th percentile
     faces: list[FaceTrack] = field(default_factory=list)
     face_spans_hidden: list[HiddenSpan] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)

@@ -21,7 +21,7 @@ import torch
 
 from polylip.export.generated import generated_network
 from polylip.export.graphs import detect_graph, lips_graph
-from polylip.export.networks import Wav2LipGenerator
+from polylip.export.networks import S3FD, Wav2LipGenerator
 from polylip.perf.generated_repository import make_generated_repository
 from polylip.perf.networks import Case
 from polylip.serving.errors import MissingError
@@ -85,7 +85,12 @@ def _times_ms(work: Work) -> dict[str, float]:
 
 def _graph(case: Case, dtype: torch.dtype) -> torch.nn.Module:
     network = generated_network(case.stem)
-    graph = lips_graph(network, dtype) if isinstance(network, Wav2LipGenerator) else detect_graph(network, dtype)
+    graph: torch.nn.Module
+    if isinstance(network, Wav2LipGenerator):
+        graph = lips_graph(network, dtype)
+    else:
+        assert isinstance(network, S3FD)  # noqa: S101  the only other one
+        graph = detect_graph(network, dtype)
     return graph.cuda().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -22,7 +22,8 @@ from polylip.serving.launcher import Server
 
 REPORT_FIELDS = {
     "profile", "input", "output", "duration_s", "frames", "frames_lipsynced", "frames_without_face",
-    "real_time_factor", "wall_s", "av_offset_ms", "segments", "versions", "faces", "face_spans_hidden",
+    "real_time_factor", "wall_s", "av_offset_ms", "segments", "versions", "faces", "face_spans_hidden", "seam",
+    "flicker",
 }  # fmt: skip
 SEGMENT_FIELDS = {
     "id", "start_ms", "end_ms", "dub_start_ms", "dub_end_ms", "rate", "source_text", "target_text", "status",
