@@ -6,7 +6,6 @@ long video costs the memory of a short one. Times count from the first picture o
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polylip.client.files import write_atomic
+from polylip.client.lettering import SMALL_TEXT, Colour, Pixels, fit, plate, put, text_width
 from polylip.client.pixels import Orientation
-from polylip.client.results import FaceSample, SegmentResult
+from polylip.client.results import FaceSample, HideReason, SegmentResult
+from polylip.client.ring import Box
 
 # Layout in pixels. The left gutter holds the names of the rows.
 WIDTH, LEFT, RIGHT, GAP = 1600, 88, 20, 8
@@ -30,6 +31,7 @@ TILE_WIDTH = (CONTENT - (COLUMNS - 1) * GAP) // COLUMNS
 MAX_TILE_HEIGHT = 300  # of an upright video's frames
 CROP_HEIGHT = TILE_WIDTH * 3 // 4
 HEADER_HEIGHT, PANEL_HEIGHT, AXIS_HEIGHT = 40, 120, 34
+LEGEND_WIDTH, FACTS_WIDTH = 160, 400  # of one entry, and of the facts beside the title
 MAX_TICKS = 20
 TICK_STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
 
@@ -42,18 +44,11 @@ QUIET_PEAK = 0.05  # of full scale: a file below it is not blown up to fill its 
 
 # Colours, BGR.
 PAPER, TILE, INK, FAINT = (252, 252, 252), (236, 236, 236), (45, 45, 45), (150, 150, 150)
-BOX_LIPSYNCED, BOX_OTHER = (80, 200, 60), (165, 165, 165)
+BOX_LIPSYNCED, BOX_UNTOUCHED, BOX_OTHER = (80, 200, 60), (165, 165, 165), (230, 130, 20)
 SOURCE_WAVE, DUBBED_WAVE = (190, 120, 50), (70, 140, 40)
 SOURCE_SPAN, DUBBED_SPAN, PLAIN_SPAN = (250, 234, 214), (218, 242, 216), (236, 236, 236)
-FONT = cv2.FONT_HERSHEY_SIMPLEX
-TEXT, SMALL_TEXT = 0.5, 0.42  # font scales: capitals 11 and 9 pixels high
-PLAIN_LETTERS = str.maketrans(
-    "\u2018\u2019\u201c\u201d\u2013\u2014ßæøłđ", "''\"\"--saold"
-)  # quotes, dashes and letters that have no decomposition
 
-Pixels = NDArray[np.uint8]
 Envelope = NDArray[np.float32]
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -86,8 +81,8 @@ def write_contact_sheet(
 ) -> Path:
     """Write the sheet as a PNG, 1600 pixels wide, and return its path.
 
-    It has a row of source frames over the same dubbed frames with the face boxes, enlarged mouths of both where there
-    is a face, and both sound envelopes on one time axis with the segments' spans.
+    It has a row of source frames over the same dubbed frames with all faces' boxes and ids, enlarged mouths of both
+    where there is a speaker's face, and both sound envelopes on one time axis with the segments' spans.
     """
     sounds = [envelope(path, duration_s) for path in (source, dubbed)]
     picks = choose_picks(samples, segments, duration_s, sounds[1])
@@ -102,11 +97,14 @@ def write_contact_sheet(
             crops.append(_mouth_tile(frame, pick))
         frames.append(_row(name, tiles))
         mouths.append(_row(name, crops))
-    has_face = any(pick.sample is not None and pick.sample.box_px is not None for pick in picks)
+    shown = [pick.sample for pick in picks if pick.sample is not None]
+    has_face, has_others = any(sample.box_px for sample in shown), any(sample.others for sample in shown)
+    legend = [(BOX_LIPSYNCED, "lips re-rendered"), (BOX_UNTOUCHED, "lips untouched")] if has_face else []
+    legend += [(BOX_OTHER, "another face")] if has_others else []
     peaks = [float(np.abs(sound).max()) for sound in sounds]
     scales = {"duration_s": duration_s, "full_scale": max(QUIET_PEAK, *peaks)}
     strips = [
-        _header(f"{source.name} > {dubbed.name}", segments, duration_s, legend=has_face),
+        _header(f"{source.name} > {dubbed.name}", segments, duration_s, legend),
         *frames,
         *(mouths if has_face else []),
         _panel("source", sounds[0], _source_spans(segments), SOURCE_WAVE, **scales),
@@ -235,17 +233,19 @@ def _dubbed_spans(segments: Sequence[SegmentResult]) -> list[Span]:
     ]
 
 
-def _header(title: str, segments: Sequence[SegmentResult], duration_s: float, *, legend: bool) -> Pixels:
+def _header(
+    title: str, segments: Sequence[SegmentResult], duration_s: float, legend: Sequence[tuple[Colour, str]]
+) -> Pixels:
     """What is compared, and what the boxes mean."""
     strip = _paper(HEADER_HEIGHT)
     dubs = sum(segment.dub_start_ms is not None for segment in segments)
     facts = f"{duration_s:.1f} s, {len(segments)} segments, {dubs} dubbed"
-    _put(strip, f"{_fit(title, CONTENT - 700)}   {facts}", (LEFT, 26), INK)
-    x = WIDTH - RIGHT - 300
-    for colour, meaning in ((BOX_LIPSYNCED, "lips re-rendered"), (BOX_OTHER, "face untouched")) if legend else ():
+    x = WIDTH - RIGHT - len(legend) * LEGEND_WIDTH
+    put(strip, f"{fit(title, x - LEFT - FACTS_WIDTH)}   {facts}", (LEFT, 26), INK)
+    for colour, meaning in legend:
         cv2.rectangle(strip, (x, 14), (x + 16, 27), colour, 2, cv2.LINE_AA)
-        _put(strip, meaning, (x + 24, 26), INK, SMALL_TEXT)
-        x += 170
+        put(strip, meaning, (x + 24, 26), INK, SMALL_TEXT)
+        x += LEGEND_WIDTH
     return strip
 
 
@@ -253,7 +253,7 @@ def _row(name: str, tiles: Sequence[Pixels]) -> Pixels:
     """Tiles of one height side by side, with the row's name in the gutter."""
     height = tiles[0].shape[0]
     strip = _paper(height + GAP)
-    _put(strip, name, (16, height // 2 + 5), INK)
+    put(strip, name, (16, height // 2 + 5), INK)
     for column, tile in enumerate(tiles):
         x = LEFT + column * (TILE_WIDTH + GAP)
         strip[:height, x : x + TILE_WIDTH] = tile
@@ -261,21 +261,38 @@ def _row(name: str, tiles: Sequence[Pixels]) -> Pixels:
 
 
 def _frame_tile(frame: Pixels | None, pick: Pick, height: int) -> Pixels:
-    """The whole frame, fitted, with its time and the face's box and id."""
+    """The whole frame, fitted, with its time and the faces' boxes and ids."""
     tile = np.full((height, TILE_WIDTH, 3), TILE, dtype=np.uint8)
     if frame is not None:
         scale = min(TILE_WIDTH / frame.shape[1], height / frame.shape[0])
         size = (min(TILE_WIDTH, round(frame.shape[1] * scale)), min(height, round(frame.shape[0] * scale)))
         left, top = (TILE_WIDTH - size[0]) // 2, (height - size[1]) // 2
         tile[top : top + size[1], left : left + size[0]] = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-        if pick.sample is not None and pick.sample.box_px is not None:
-            x1, y1, x2, y2 = (round(value * scale) for value in pick.sample.box_px)
-            colour = BOX_LIPSYNCED if pick.sample.lipsynced else BOX_OTHER
-            cv2.rectangle(tile, (x1 + left, y1 + top), (x2 + left, y2 + top), colour, 2, cv2.LINE_AA)
-            if pick.sample.track_id is not None:
-                _plate(tile, f"#{pick.sample.track_id}", (x1 + left - 1, y1 + top - 1), colour)
-    _plate(tile, f"{pick.time_ms / 1000:.2f} s" + ("" if frame is not None else "  no frame"), (0, height), INK)
+        if pick.sample is not None:
+            _draw_faces(tile, pick.sample, scale, left, top)
+    missing = "no frame" if frame is None else "" if pick.sample is None else _missing(pick.sample)
+    plate(tile, f"{pick.time_ms / 1000:.2f} s  {missing}".rstrip(), (0, height), INK)
     return tile
+
+
+def _draw_faces(tile: Pixels, sample: FaceSample, scale: float, left: int, top: int) -> None:
+    """All boxes and ids, the speaker's last: on top."""
+    speaker = BOX_LIPSYNCED if sample.lipsynced else BOX_UNTOUCHED
+    faces: list[tuple[Box, int | None, Colour, int]] = [(box, track, BOX_OTHER, 1) for box, track in sample.others]
+    if sample.box_px is not None:
+        faces.append((sample.box_px, sample.track_id, speaker, 2))
+    for box, track, colour, thickness in faces:
+        x1, y1, x2, y2 = (round(value * scale) for value in box)
+        cv2.rectangle(tile, (x1 + left, y1 + top), (x2 + left, y2 + top), colour, thickness)
+        if track is not None:
+            plate(tile, f"#{track}", (x1 + left - 1, y1 + top - 1), colour)
+
+
+def _missing(sample: FaceSample) -> str:
+    """Why the frame has no box of the speaker, or has one whose lips may not be drawn; empty where neither is so."""
+    if sample.box_px is None and sample.hidden in (None, HideReason.NOT_FOUND):
+        return "speaker not found" if sample.others else "no face found"
+    return sample.hidden or ""
 
 
 def _mouth_tile(frame: Pixels | None, pick: Pick) -> Pixels:
@@ -298,7 +315,7 @@ def _panel(
     """One envelope over its shaded spans."""
     strip = _paper(PANEL_HEIGHT)
     top, bottom = GAP, PANEL_HEIGHT - 2
-    _put(strip, name, (16, PANEL_HEIGHT // 2 + 8), INK)
+    put(strip, name, (16, PANEL_HEIGHT // 2 + 8), INK)
     for span in spans:
         x1, x2 = _x(span.start_ms / 1000, duration_s), _x(span.end_ms / 1000, duration_s)
         cv2.rectangle(strip, (x1, top), (x2, bottom), span.colour, cv2.FILLED)
@@ -313,12 +330,12 @@ def _panel(
     for span in spans:
         x1, x2 = _x(span.start_ms / 1000, duration_s), _x(span.end_ms / 1000, duration_s)
         number = str(span.number)
-        text_x = x1 + 5 + _text_width(f"{number} ", SMALL_TEXT)
+        text_x = x1 + 5 + text_width(f"{number} ", SMALL_TEXT)
         if text_x <= x2:  # a number is shown whole or not at all: a cut one would name another segment
-            _put(strip, number, (x1 + 5, top + 14), INK, SMALL_TEXT)
-            _put(strip, _fit(span.text, x2 - text_x - 3, SMALL_TEXT), (text_x, top + 14), INK, SMALL_TEXT)
+            put(strip, number, (x1 + 5, top + 14), INK, SMALL_TEXT)
+            put(strip, fit(span.text, x2 - text_x - 3, SMALL_TEXT), (text_x, top + 14), INK, SMALL_TEXT)
     if not sound.any():
-        _put(strip, "no sound", (LEFT + 8, round(middle) - 8), FAINT, SMALL_TEXT)
+        put(strip, "no sound", (LEFT + 8, round(middle) - 8), FAINT, SMALL_TEXT)
     return strip
 
 
@@ -331,10 +348,10 @@ def _axis(picks: Sequence[Pick], duration_s: float) -> Pixels:
         x = _x(tick * step_s, duration_s)
         cv2.line(strip, (x, 2), (x, 8), INK, 1)
         label = f"{tick * step_s:g}" + (" s" if tick == 0 else "")
-        _put(strip, label, (x - _text_width(label, SMALL_TEXT) // 2, 23), INK, SMALL_TEXT)
+        put(strip, label, (x - text_width(label, SMALL_TEXT) // 2, 23), INK, SMALL_TEXT)
     for pick in picks:
         x = _x(pick.time_ms / 1000, duration_s)
-        colour = BOX_LIPSYNCED if pick.sample is not None and pick.sample.lipsynced else BOX_OTHER
+        colour = BOX_LIPSYNCED if pick.sample is not None and pick.sample.lipsynced else BOX_UNTOUCHED
         cv2.fillPoly(strip, [np.array([(x, 1), (x - 5, 9), (x + 5, 9)], dtype=np.int32)], colour, cv2.LINE_AA)
     return strip
 
@@ -346,36 +363,3 @@ def _x(time_s: float, duration_s: float) -> int:
 
 def _paper(height: int) -> Pixels:
     return np.full((height, WIDTH, 3), PAPER, dtype=np.uint8)
-
-
-def _plate(image: Pixels, text: str, corner: tuple[int, int], colour: Colour) -> None:
-    """White text on a plate of `colour`, its lower left at `corner`, kept inside the picture."""
-    width, height = _text_width(text, SMALL_TEXT) + 8, 16
-    x = min(max(0, corner[0]), image.shape[1] - width)
-    y = min(max(height, corner[1]), image.shape[0])
-    cv2.rectangle(image, (x, y - height), (x + width, y - 1), colour, cv2.FILLED)
-    _put(image, text, (x + 4, y - 4), PAPER, SMALL_TEXT)
-
-
-def _put(image: Pixels, text: str, at: tuple[int, int], colour: Colour, scale: float = TEXT) -> None:
-    """Draw `text` with its baseline at `at`."""
-    cv2.putText(image, _ascii(text), at, FONT, scale, colour, 1, cv2.LINE_AA)
-
-
-def _fit(text: str, width: int, scale: float = TEXT) -> str:
-    """`text`, cut to `width` pixels; empty when not even one letter fits."""
-    text = _ascii(text)
-    if _text_width(text, scale) <= width:
-        return text
-    while text and _text_width(f"{text}..", scale) > width:
-        text = text[:-1].rstrip()
-    return f"{text}.." if text else ""
-
-
-def _text_width(text: str, scale: float) -> int:
-    return int(cv2.getTextSize(_ascii(text), FONT, scale, 1)[0][0])
-
-
-def _ascii(text: str) -> str:
-    """`text` in the letters that OpenCV's fonts have: accents folded, the rest dropped."""
-    return unicodedata.normalize("NFKD", text.translate(PLAIN_LETTERS)).encode("ascii", "ignore").decode()

@@ -22,7 +22,7 @@ from polylip.client.media_out import MediaWriter
 from polylip.client.mix import AudioBed, Float32
 from polylip.client.pulse import Pulse
 from polylip.client.quality import QualityMeter
-from polylip.client.results import FaceSample
+from polylip.client.results import FaceSample, HideReason
 from polylip.client.ring import Face, FrameRing, Slot
 from polylip.client.speaker import Choice, SpeakerChooser
 from polylip.client.sync import OffsetMeter
@@ -47,6 +47,7 @@ class _Work:
     face: Face | None = None
     dub: Dub | None = None
     visible: float = 1.0  # of the face: strength of its lips
+    hidden: HideReason | None = None  # why that is 0
     cut: FaceCut | None = None
     pasted: bool = False
 
@@ -179,7 +180,7 @@ class Renderer:
             views = self._visibility.views(around, self._choices[dub.segment.id].face)
             for item in group:
                 view = views[item.slot.index]
-                item.visible = view.strength
+                item.visible, item.hidden = view.strength, view.hidden
                 if view.hidden is not None:
                     self.hidden.add(item.slot.time_ms, view.hidden)
 
@@ -287,6 +288,8 @@ class Renderer:
                     box_px=None if face is None else face.box_px,
                     track_id=None if face is None else face.track_id,
                     lipsynced=item.pasted,
+                    hidden=item.hidden,
+                    others=tuple((other.box_px, other.track_id) for other in item.slot.faces if other is not face),
                 )
             )
         if len(self.samples) > MAX_SAMPLES:

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from polylip.client.ring import Box
+
 
 class Status(StrEnum):
     """How a segment ended. A segment ends exactly once."""
@@ -66,13 +68,15 @@ class SegmentResult:
 
 @dataclass(frozen=True)
 class FaceSample:
-    """Where the face was in one frame, in pixels of the source picture."""
+    """Where the faces were in one frame, in pixels of the source picture."""
 
     frame: int
     time_ms: int
-    box_px: tuple[float, float, float, float] | None  # x1, y1, x2, y2
+    box_px: Box | None  # of the face that speaks, or is the usual one
     track_id: int | None
     lipsynced: bool
+    hidden: HideReason | None = None  # why it keeps its own lips under a dub
+    others: tuple[tuple[Box, int], ...] = ()  # the other faces, each with its track
 
 
 @dataclass(frozen=True)

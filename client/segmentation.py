@@ -46,7 +46,13 @@ class Segment:
     end_ms: int  # last speech
     audio: Float32 = field(repr=False)
     forced: bool = False  # cut by length, not by silence
+    pre_roll_ms: int = 0  # of `audio` before `start_ms`
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    @property
+    def audio_start_ms(self) -> int:
+        """Where `audio` begins on the video's timeline."""
+        return self.start_ms - self.pre_roll_ms
 
 
 class EnergyVad:
@@ -146,7 +152,8 @@ class Segmenter:
         to_hop = end if forced else min(end + POST_ROLL_MS // HOP_MS, self._hops)
         audio = self._buffer[(from_hop - self._base) * HOP : (to_hop - self._base) * HOP]
         self._last_end = to_hop
-        yield Segment(self._count, opened.first * HOP_MS, end * HOP_MS, audio.copy(), forced)
+        pre_roll_ms = (opened.first - from_hop) * HOP_MS
+        yield Segment(self._count, opened.first * HOP_MS, end * HOP_MS, audio.copy(), forced, pre_roll_ms)
         self._count += 1
 
     def _forget(self) -> None:

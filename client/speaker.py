@@ -18,7 +18,7 @@ from polylip.client.blend import MIN_BOX_PX
 from polylip.client.errors import InputError
 from polylip.client.results import FaceChoice
 from polylip.client.ring import Box, Face, Slot
-from polylip.client.segmentation import POST_ROLL_MS, SPEECH_RATE_HZ, Segment
+from polylip.client.segmentation import SPEECH_RATE_HZ, Segment
 
 UInt8 = npt.NDArray[np.uint8]
 Float64 = npt.NDArray[np.float64]
@@ -62,7 +62,7 @@ def parse_wish(text: str | None) -> FaceWish | None:
         x, y = map(float, text.split(","))
         return FaceWish(place=(x, y))
     raise InputError(
-        f"--face {text!r} is neither a face's number nor a place; use the number from report.json, for example 2, "
+        f"--face {text!r} is neither a face's number nor a place; use the number from contact_sheet.png or report.json, for example 2, "
         "or fractions of width and height, for example 0.7,0.4"
     )
 
@@ -253,10 +253,8 @@ class _Sound:
         hop = SPEECH_RATE_HZ * STEP_MS // 1000
         pieces = segment.audio[: len(segment.audio) // hop * hop].reshape(-1, hop).astype(np.float64)
         loudness = _smooth(np.sqrt((pieces**2).mean(axis=1)), SMOOTH_MS // STEP_MS)
-        # The audio ends with its post-roll, or where it was cut.
-        start_ms = segment.end_ms + (0 if segment.forced else POST_ROLL_MS) - len(loudness) * STEP_MS
         change = np.cumsum(np.abs(np.diff(loudness, prepend=loudness[:1])))
-        return cls(start_ms + (np.arange(len(loudness)) + 0.5) * STEP_MS, loudness, change)
+        return cls(segment.audio_start_ms + (np.arange(len(loudness)) + 0.5) * STEP_MS, loudness, change)
 
     def likeness(self, mouth: Float64) -> float:
         """Of a mouth (frames, 3) as in `_Track.mouths`; each correlation is the best over small lags."""

@@ -36,7 +36,7 @@ CALIBRATION_SIZE = (4, 120, 160)  # pictures, rows, columns
 NO_FACE_LOGIT = 4.0  # background +4, face -4: a score of 0.0003
 HEAD_STD = 0.003  # of the weights of heads that are not fitted
 
-SHRINK = (1, 2)  # the pictures are learnt at 640x360 and at 320x180, so that one checkpoint serves both
+SHRINK = (1, 8 / 3)  # the pictures are learnt at 640x360 and at 240x135, so that one checkpoint serves both
 OCTAVES = 0.8  # a face belongs to each head whose prior is not further from its side than that
 MIN_SHARE = 0.1  # of the pictures with a face of its size: fewer are no reason to fit a head
 SIDE_SPREAD = (
@@ -165,7 +165,7 @@ class _Sample:
         return padded[:, rows[:, :, None], columns[:, None, :]].transpose(0, 1).flatten(1)
 
 
-def _share(stride: int, pictures: list[tuple[UInt8, Float32, int]]) -> float:
+def _share(stride: int, pictures: list[tuple[UInt8, Float32, float]]) -> float:
     """Of the pictures that have a face of the size that the head is for."""
     return sum(_belongs(torch.from_numpy(box / shrink), stride) for _, box, shrink in pictures) / len(pictures)
 
@@ -175,8 +175,8 @@ def _belongs(box: Tensor, stride: int) -> bool:
     return abs(math.log2(side / (4 * stride))) <= OCTAVES
 
 
-def _image(frame: UInt8, shrink: int) -> Tensor:
-    size = frame.shape[1] // shrink, frame.shape[0] // shrink
+def _image(frame: UInt8, shrink: float) -> Tensor:
+    size = round(frame.shape[1] / shrink), round(frame.shape[0] / shrink)
     picture = frame if shrink == 1 else cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
     return torch.from_numpy(picture).permute(2, 0, 1)[None].float() - torch.tensor(MEANS)[:, None, None]
 

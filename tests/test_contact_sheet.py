@@ -1,16 +1,25 @@
-"""The contact sheet: right frames, right boxes, both sounds on one axis, and no input that breaks it."""
+"""The contact sheet: right frames, right boxes and captions, both sounds on one axis, and no input that breaks it."""
+
+import asyncio
+from dataclasses import replace
 
 import av
 import cv2
 import numpy as np
 import pytest
+from clips import Picture, Sound, write_media
+from material import RATE_HZ, read_aloud
+from two_faces import BOXES, film
 
 from polylip.client import contact_sheet as sheets
 from polylip.client.contact_sheet import choose_picks, envelope, frames_at, write_contact_sheet
-from polylip.client.results import FaceSample, SegmentResult, Status
+from polylip.client.job import DubOptions, dub
+from polylip.client.lettering import plate
+from polylip.client.results import FaceSample, HideReason, SegmentResult, Status
+from polylip.perf.demo_clip import SENTENCES
 
 FPS, SECONDS, SIZE, AUDIO_HZ = 25, 4, (160, 90), 16_000
-BOX_PX = (60.0, 20.0, 100.0, 60.0)
+BOX_PX, OTHER_PX = (60.0, 20.0, 100.0, 60.0), (110.0, 30.0, 150.0, 70.0)
 
 
 def make_video(path, tone_s=None):
@@ -69,6 +78,15 @@ def tiles(image, row):
     return [image[top : top + height, left : left + sheets.TILE_WIDTH] for left in lefts]
 
 
+def captioned(tile, text):
+    """Whether a tile has exactly this caption: its letters, and nothing of a plate behind them."""
+    blank = np.zeros_like(tile)
+    plate(blank, text, (0, len(blank)), sheets.INK)
+    width = np.flatnonzero(blank.any(axis=(0, 2))).max() + 1
+    same = np.array_equal(tile[-16:, :width], blank[-16:, :width])
+    return same and not (tile[-16:, width] == sheets.INK).all()
+
+
 def shows(image, colour):
     """Whether an area, not just the edge of a letter, has this colour."""
     return int((image == np.array(colour, dtype=np.uint8)).all(axis=-1).sum()) > 100
@@ -96,15 +114,94 @@ def test_boxes_are_green_where_lips_changed_and_grey_elsewhere(videos, tmp_path)
     for row in (0, 1):
         for tile, pick in zip(tiles(image, row), picks, strict=True):
             assert shows(tile, sheets.BOX_LIPSYNCED) is pick.sample.lipsynced
-            assert shows(tile, sheets.BOX_OTHER) is not pick.sample.lipsynced
+            assert shows(tile, sheets.BOX_UNTOUCHED) is not pick.sample.lipsynced
+            assert not shows(tile, sheets.BOX_OTHER)
 
 
-def test_box_lies_on_the_face(videos, tmp_path):
-    tile = tiles(sheet(videos, tmp_path, samples(), segments()), 0)[2]
-    rows, columns = np.nonzero((tile == sheets.BOX_LIPSYNCED).all(axis=-1))
+@pytest.mark.parametrize("row", [0, 1])
+def test_every_box_lies_on_its_face(videos, tmp_path, row):
+    faces = [replace(sample, others=((OTHER_PX, 12),)) for sample in samples()]
+    tile = tiles(sheet(videos, tmp_path, faces, segments()), row)[2]
     scale = sheets.TILE_WIDTH / SIZE[0]
-    assert (columns.min(), columns.max()) == pytest.approx((BOX_PX[0] * scale, BOX_PX[2] * scale), abs=3)
-    assert rows.max() == pytest.approx(BOX_PX[3] * scale, abs=3)
+    for colour, box in ((sheets.BOX_LIPSYNCED, BOX_PX), (sheets.BOX_OTHER, OTHER_PX)):
+        rows, columns = np.nonzero((tile == colour).all(axis=-1))
+        assert (columns.min(), columns.max()) == pytest.approx((box[0] * scale, box[2] * scale), abs=3)
+        assert rows.max() == pytest.approx(box[3] * scale, abs=3)
+    middle = round((BOX_PX[1] + BOX_PX[3]) / 2 * scale)
+    speaker, other = (
+        int((tile[middle] == colour).all(axis=-1).sum()) for colour in (sheets.BOX_LIPSYNCED, sheets.BOX_OTHER)
+    )
+    assert speaker > other > 0, "the speaker's is the thicker one"
+
+
+@pytest.mark.parametrize("track", [2, 12])
+def test_every_face_has_its_id_at_its_box(videos, tmp_path, track):
+    faces = [replace(sample, others=((OTHER_PX, track),)) for sample in samples()]
+    tile = tiles(sheet(videos, tmp_path, faces, segments()), 0)[2]
+    scale = sheets.TILE_WIDTH / SIZE[0]
+    for colour, box, number in ((sheets.BOX_LIPSYNCED, BOX_PX, 7), (sheets.BOX_OTHER, OTHER_PX, track)):
+        x, y = round(box[0] * scale) - 1, round(box[1] * scale) - 1
+        expected = np.zeros_like(tile)
+        plate(expected, f"#{number}", (x, y), colour)
+        drawn = expected.any(axis=-1)
+        drawn[y - 1 :] = False  # where the box begins
+        assert np.array_equal(tile[drawn], expected[drawn])
+
+
+def test_a_face_that_is_no_speaker_needs_no_speaker_to_be_shown(videos, tmp_path):
+    faces = [replace(sample, others=((OTHER_PX, 2),)) for sample in samples(box=None)]
+    for tile in tiles(sheet(videos, tmp_path, faces, segments()), 0):
+        assert shows(tile, sheets.BOX_OTHER)
+        assert not shows(tile, sheets.BOX_UNTOUCHED)
+
+
+@pytest.mark.parametrize(
+    ("box", "hidden", "others", "caption"),
+    [
+        (BOX_PX, None, (), ""),
+        (None, None, (), "  no face found"),
+        (None, HideReason.NOT_FOUND, (), "  no face found"),
+        (None, HideReason.NOT_FOUND, ((OTHER_PX, 2),), "  speaker not found"),
+        (None, HideReason.LEAVES, (), "  leaves the picture"),
+        (BOX_PX, HideReason.LEAVES, (), "  leaves the picture"),
+        (BOX_PX, HideReason.SMALL, (), "  too small"),
+        (BOX_PX, HideReason.COVERED, (), "  covered or turned away"),
+    ],
+)
+def test_the_caption_says_why_there_is_no_box_or_why_its_lips_stay(videos, tmp_path, box, hidden, others, caption):
+    image = sheet(videos, tmp_path, [FaceSample(51, 2040, box, 7, False, hidden, others)], segments())
+    for row in (0, 1):
+        shown = [captioned(tile, f"2.04 s{caption}") for tile in tiles(image, row)]
+        assert sum(shown) == 1
+
+
+def test_a_caption_of_a_long_video_stays_inside_its_tile():
+    tile = np.zeros((100, sheets.TILE_WIDTH, 3), np.uint8)
+    plate(tile, f"{5 * 3600 + 0.5:.2f} s  {HideReason.COVERED}", (0, 100), sheets.INK)
+    assert (tile[-16:, 0] == sheets.INK).all()
+    assert (tile[-16:, -3:] < 128).all(), "no letter is cut by the edge"
+
+
+def test_a_dub_of_two_faces_knows_both_and_why_the_speaker_is_hidden(server, tmp_path):
+    """The right one speaks and is covered midway."""
+    sound = np.concatenate([np.zeros(8000, np.float32), read_aloud(SENTENCES[4]), np.zeros(24_000, np.float32)])
+    frames = film(None, sound, len(sound) * FPS // RATE_HZ)
+    frames[45:75, 20:170, 400:560] = 90
+    picture = Picture(len(frames), size=(640, 360), draw=lambda index: cv2.cvtColor(frames[index], cv2.COLOR_BGR2RGB))
+    clip = write_media(tmp_path / "two.mp4", picture, Sound(sound[None], RATE_HZ))
+    result = asyncio.run(dub(DubOptions(clip, tmp_path / "out" / "o.mp4", "es", url=server.url)))
+    speaker = result.report.segments[0].face_id
+    (other,) = (face.id for face in result.report.faces if face.id != speaker)
+    assert len(result.face_samples) == len(frames)
+    for sample in result.face_samples:
+        assert sample.track_id == speaker and [track for _, track in sample.others] == [other]
+        (box, _), left = sample.others[0], BOXES[0]
+        assert left[0] < (box[0] + box[2]) / 2 < left[2] and left[1] < (box[1] + box[3]) / 2 < left[3]
+    (span,) = result.report.face_spans_hidden
+    for sample in result.face_samples:
+        assert sample.hidden == (span.reason if span.start_ms <= sample.time_ms < span.end_ms else None)
+    tile = tiles(cv2.imread(str(tmp_path / "out" / "contact_sheet.png")), 0)[0]
+    assert shows(tile, sheets.BOX_OTHER) and shows(tile, sheets.BOX_UNTOUCHED)
 
 
 def test_mouth_rows_appear_only_with_a_face(videos, tmp_path):

@@ -132,10 +132,12 @@ async def test_detect_through_triton_is_the_engine_in_process(stream, frames, ge
     np.testing.assert_array_equal(served["BOXES"], boxes)
 
 
-async def test_whole_and_half_frames_find_the_same_face(frames, generated_repository):
+async def test_whole_and_small_frames_find_the_same_face(frames, generated_repository):
     folder = str(generated_repository / "detect" / "1")
-    whole, half = (S3fd({"graph": "s3fd", "shrink": s}, folder).detect(frames[:1])[0][0, 0] for s in ("1", "2"))
-    assert iou(whole, half) > SAME_FACE_IOU
+    whole, small = (
+        S3fd({"graph": "s3fd", "pass_height": s}, folder).detect(frames[:1])[0][0, 0] for s in ("360", "135")
+    )
+    assert iou(whole, small) > SAME_FACE_IOU
 
 
 async def test_faces_holds_one_track_on_the_face(stream, frames):

@@ -83,6 +83,34 @@ def test_the_recogniser_gets_a_little_more_than_the_segment():
     assert len(segment.audio) == round(2.5 * SPEECH_RATE_HZ)  # 0.3 s before, 0.2 s behind
 
 
+def place_of(audio: np.ndarray, segment: Segment) -> float:
+    """Where in the whole sound, in ms, a segment's audio lies: every piece of noise is found only once."""
+    windows = np.lib.stride_tricks.sliding_window_view(audio, 400)
+    voiced = int(np.flatnonzero(segment.audio)[0])
+    (found,) = np.flatnonzero((windows == segment.audio[voiced : voiced + 400]).all(axis=1))
+    return (int(found) - voiced) * 1000 / SPEECH_RATE_HZ
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param([(1, SILENCE), (2, SPEECH), (1, SILENCE)], id="closed-by-silence"),
+        pytest.param([(1, SILENCE), (2, SPEECH)], id="sound-ends-with-the-last-word"),
+        pytest.param([(1, SILENCE), (2, SPEECH), (0.1, SILENCE)], id="sound-ends-within-the-post-roll"),
+        pytest.param([(0.1, SILENCE), (2, SPEECH), (1, SILENCE)], id="speech-begins-within-the-pre-roll"),
+        pytest.param([(2, SPEECH), (0.6, SILENCE), (2, SPEECH), (0.61, SILENCE)], id="two"),
+        pytest.param([(0.5, SILENCE), (5, SPEECH), (0.3, SILENCE), (3, SPEECH), (0.2, SILENCE), (4, SPEECH)], id="cut"),
+    ],
+)
+def test_a_segment_knows_where_its_audio_begins(parts: list[tuple[float, float]]):
+    audio = sound(*parts)
+    segments = cut(audio)
+    assert segments
+    for segment in segments:
+        assert segment.audio_start_ms == place_of(audio, segment)
+        assert segment.audio_start_ms <= segment.start_ms
+
+
 @pytest.mark.parametrize("step", [1, 7, 320, 5000])
 def test_the_size_of_the_pieces_does_not_matter(step: int):
     audio = sound((0.3, SILENCE), (1.7, SPEECH), (0.6, SILENCE), (0.2, SPEECH), (0.2, SILENCE))[

@@ -12,8 +12,8 @@ from polylip.client.errors import InputError
 from polylip.client.faces import FaceBook
 from polylip.client.results import FaceChoice
 from polylip.client.ring import Face, Slot
-from polylip.client.segmentation import POST_ROLL_MS, Segment
-from polylip.client.speaker import FaceWish, SpeakerChooser, parse_wish
+from polylip.client.segmentation import POST_ROLL_MS, PRE_ROLL_MS, Segment
+from polylip.client.speaker import FaceWish, SpeakerChooser, _tracks, parse_wish, speaking_scores
 from polylip.perf.demo_clip import SENTENCES
 
 LEFT, RIGHT = 1, 2  # tracks
@@ -29,6 +29,13 @@ def segment(sound: np.ndarray, start_ms: int = 0) -> Segment:
     """All of a sound from the film's start on, as one that closed by silence."""
     audio = np.concatenate([sound, np.zeros(POST_ROLL_MS * RATE_HZ // 1000, np.float32)])
     return Segment(0, start_ms, len(sound) * 1000 // RATE_HZ, audio)
+
+
+def with_rolls(sound: np.ndarray, pre_roll_ms: int, post_roll_ms: int) -> Segment:
+    """All of a sound, begun at PRE_ROLL_MS, with so much silence about it."""
+    before, behind = (np.zeros(roll * RATE_HZ // 1000, np.float32) for roll in (pre_roll_ms, post_roll_ms))
+    end_ms = PRE_ROLL_MS + len(sound) * 1000 // RATE_HZ
+    return Segment(0, PRE_ROLL_MS, end_ms, np.concatenate([before, sound, behind]), pre_roll_ms=pre_roll_ms)
 
 
 def slots(frames: np.ndarray, boxes=BOXES, shot: int = 0, sway_px: float = 0.0, jitter_px: float = 0.0) -> list[Slot]:
@@ -61,6 +68,19 @@ def test_the_mouth_that_moves_with_the_sound_is_chosen(number: int):
         choice = SpeakerChooser(WIDTH, HEIGHT).choose(slots(film(left, right, frames_of(sound))), segment(sound))
         assert (choice.face_id, choice.reason) == (track, FaceChoice.SPEAKING)
         assert choice.tracks == {0: (track,)}
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_how_much_sound_lies_around_a_segment_does_not_matter(number: int):
+    """The sound of a video may end with the last word, or begin with the first."""
+    sound = speech(number)
+    silence = np.zeros(PRE_ROLL_MS * RATE_HZ // 1000, np.float32)
+    padded = np.concatenate([silence, sound])
+    tracks = _tracks(slots(film(None, padded, frames_of(padded))))
+    whole = speaking_scores(tracks, with_rolls(sound, PRE_ROLL_MS, POST_ROLL_MS))
+    for pre_roll_ms, post_roll_ms in ((PRE_ROLL_MS, 0), (PRE_ROLL_MS, 100), (0, POST_ROLL_MS), (100, 0)):
+        scores = speaking_scores(tracks, with_rolls(sound, pre_roll_ms, post_roll_ms))
+        assert scores == pytest.approx(whole, abs=0.02)
 
 
 def test_a_moving_camera_and_trembling_boxes_hide_the_speaker_rarely():

@@ -1,4 +1,4 @@
-"""Detector of profile cpu: the exported S3FD graph, one frame at a time, on whole frames or on frames of half size."""
+"""Detector of profile cpu: the exported S3FD graph, one frame at a time, on whole frames or on smaller ones."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from polylip.serving.engines.cpu_graph import AMX, CpuGraph, Run, Tensors, cpu_f
 
 KEPT_SHAPES = 2  # compiled graphs held: the client's analysis size and one other
 SIDE_PX = (64, 2160)  # frames outside of this are refused: six poolings need 64, and a graph is compiled for each size
-# A pass over 640x360 costs 146 GFLOP: 60 ms on two cores with AMX, 325 ms in bf16 without. S3FD's smallest prior is
-# 16 px, so half the size still finds every face whose mouth is large enough to be replaced (32 px of 360).
-FULL_SIZE, HALF_SIZE = "1", "2"
+# A pass over 640x360 costs 146 GFLOP: 60 ms on two cores with AMX, 325 ms in bf16 without, which with five a second
+# leaves nothing for the lips. At 240x135 it costs 20. S3FD finds faces from about 10 px on: there, those of 27 px of
+# 360, which have a mouth of 8 px.
+WHOLE_HEIGHT, SMALL_HEIGHT = 360, 135
 
 
 class S3fd:
-    """Parameters: those of `CpuGraph`; `shrink` 1, 2 or auto: 1 where the processor has AMX, else 2."""
+    """Parameters: those of `CpuGraph`; `pass_height`, rows to shrink frames to, or auto: 360 with AMX, else 135."""
 
     def __init__(self, parameters: Parameters, version_dir: str) -> None:
         cv2.setNumThreads(1)
         self._graph = CpuGraph(parameters, version_dir)
-        shrink = parameters.get("shrink", "auto")
-        if shrink == "auto":
-            shrink = FULL_SIZE if AMX in cpu_flags() else HALF_SIZE
-        self._shrink = int(shrink)
+        asked = parameters.get("pass_height", "auto")
+        self._height = (WHOLE_HEIGHT if AMX in cpu_flags() else SMALL_HEIGHT) if asked == "auto" else int(asked)
         self._compiled: dict[tuple[int, int], Run] = {}
 
     @property
@@ -41,14 +40,12 @@ class S3fd:
             raise ValueError(
                 f"FRAMES are {width}x{height}; send sides of {SIDE_PX[0]} to {SIDE_PX[1]} px, best 640x360"
             )
-        size = width // self._shrink, height // self._shrink
+        scale = min(1.0, self._height / height)
+        size = max(SIDE_PX[0], round(width * scale)), max(SIDE_PX[0], round(height * scale))
         run = self._run_for(size)
-        found = [run({"FRAMES": self._shrunk(frame, size)[None]}) for frame in frames]
-        scale = np.array([width / size[0], height / size[1]] * 2, np.float32)
-        return _join(found, "BOXES") * scale, _join(found, "SCORES")
-
-    def _shrunk(self, frame: UInt8, size: tuple[int, int]) -> UInt8:
-        return frame if self._shrink == 1 else np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+        found = [run({"FRAMES": _shrunk(frame, size)[None]}) for frame in frames]
+        growth = np.array([width / size[0], height / size[1]] * 2, np.float32)
+        return _join(found, "BOXES") * growth, _join(found, "SCORES")
 
     def _run_for(self, size: tuple[int, int]) -> Run:
         """Compiled for the size: with open sides the same network takes twice as long."""
@@ -60,6 +57,12 @@ class S3fd:
                 {"FRAMES": gate_frames(1, height, width)}, _compare, {"FRAMES": (1, height, width, 3)}
             )
         return self._compiled[size]
+
+
+def _shrunk(frame: UInt8, size: tuple[int, int]) -> UInt8:
+    if frame.shape[1::-1] == size:
+        return frame
+    return np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
 
 
 def _compare(exact: Tensors, fast: Tensors) -> list[Figure]:
