@@ -214,7 +214,8 @@ def _fit_classes(head: nn.Conv2d, samples: list[_Sample]) -> None:
         if left:
             for sample in samples:
                 logits = F.conv2d(sample.feature, kernel, padding=1)[0, 0].masked_fill(sample.labels != 0, -torch.inf)
-                worst = logits.flatten().topk(HARD_NEGATIVES).indices
+                count = min(HARD_NEGATIVES, int((sample.labels == 0).sum()))  # a small map has fewer
+                worst = logits.flatten().topk(count).indices
                 cells = torch.stack((worst // logits.shape[1], worst % logits.shape[1]), dim=1)
                 backgrounds.append(sample.windows(cells) / scale)
     with torch.no_grad():  # the softmax of two classes sees their difference
