@@ -1,7 +1,7 @@
 # make        set up .venv (Debian packages, locked Python packages, the lips graph)
 # make demo   dub a self-made clip to Spanish, into out/demo/
 # make test   lint, types and all tests
-# make bench  real-time factor and memory, into out/bench/
+# make bench  real-time factors, and the networks in every runtime of this machine, into out/bench/
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell command -v $(p)),$(p))))
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 CLIP ?=
 
-.PHONY: setup demo test lint bench bench-memory lock clean
+.PHONY: setup demo test lint bench bench-gpu bench-memory lock clean
 
 setup: $(VENV)/.ready
 
@@ -42,8 +42,18 @@ lint: $(VENV)/.ready-test
 test: lint
 	$(BIN)/python -m pytest
 
-bench: setup
+# torch among them, which the demo does without
+$(VENV)/.ready-bench: $(VENV)/.ready
+	$(PIP) install -q -c requirements.lock -e '.[serve,cpu,export,perf]'
+	touch $@
+
+bench: $(VENV)/.ready-bench
 	$(BIN)/python -m polylip.perf.bench $(if $(CLIP),--clip $(CLIP)) --out out/bench
+	$(BIN)/python -m polylip.perf.networks --out out/bench
+	$(BIN)/python -m polylip.perf.picture --out out/bench
+
+bench-gpu: $(VENV)/.ready-bench
+	$(BIN)/python -m polylip.perf.networks_gpu --out out/bench
 
 bench-memory: setup
 	$(BIN)/python -m polylip.perf.memory --out out/bench
@@ -51,7 +61,7 @@ bench-memory: setup
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install -q '.[test]'
-	build/lock/bin/python -m pip freeze --exclude polylip > requirements.lock
+	build/lock/bin/python -m pip freeze --exclude polylip | sed 's/+cpu$$//' > requirements.lock
 
 clean:
 	rm -rf $(VENV) build out

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import platform
 import statistics
 import tempfile
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 from polylip.client.job import DubOptions, dub
 from polylip.client.results import Report, Status
 from polylip.perf.demo_clip import make_demo_clip
+from polylip.perf.machine import machine
 from polylip.serving.launcher import ServerOptions, running_server
 
 RUNS = 3
@@ -36,7 +35,7 @@ def main() -> None:
         clips = [make_demo_clip(Path(folder) / "demo.mp4"), *arguments.clip]
         with running_server(ServerOptions()) as server:
             rows = [_measure(clip, server.url, Path(folder), arguments.runs) for clip in clips]
-    result = {"profile": "lite", "weights": "stand-ins, no public weights", "machine": _machine(), "clips": rows}
+    result = {"profile": "lite", "weights": "stand-ins, no public weights", "machine": machine(), "clips": rows}
     path = arguments.out / "bench.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(markdown(result))
@@ -63,16 +62,6 @@ def _measure(clip: Path, url: str, folder: Path, runs: int) -> dict[str, Any]:
 def _latencies(reports: list[Report], name: str) -> list[float]:
     values = [getattr(s.latency_ms, name) for r in reports for s in r.segments if s.status is Status.DUBBED]
     return values or [0.0]
-
-
-def _machine() -> dict[str, Any]:
-    model = next((line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), "unknown")
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version()}
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from polylip.client.faces import Letterbox
 from polylip.client.media_in import VideoReader, probe_media
-from polylip.perf.bench import _machine
+from polylip.perf.machine import machine
 from polylip.serving.boxes import MATCH_IOU, detections, iou, to_corners
 from polylip.serving.engines.cascade import Cascade
 from polylip.serving.tracking import LOOK_AHEAD_MS, Tracker, Tracks
@@ -338,7 +338,7 @@ def main() -> None:
         for frame_rate in FRAME_RATES
     ]
     result = {
-        "machine": _machine(),
+        "machine": machine(),
         "key_every": KEY_EVERY,
         "look_ahead_ms": LOOK_AHEAD_MS,
         "seeds": arguments.seeds,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from polylip.perf import networks, picture
 from polylip.perf.bench import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +65,15 @@ def test_the_figures_of_the_readme_are_those_of_the_committed_result():
     readme = (ROOT / "README.md").read_text()
     assert markdown(result) in readme
     assert f"{short} at its peak for 1 minute, {long} for 10" in readme
+
+
+def test_the_tables_of_profile_cpu_are_those_of_the_committed_results():
+    results = ROOT / "perf" / "results"
+    measured = json.loads((results / "networks_cpu.json").read_text())
+    branch = json.loads((results / "picture_cpu.json").read_text())
+    page = (ROOT / "docs" / "cpu.md").read_text()
+    for table in (networks.runtime_table(measured), networks.triton_table(measured), picture.table(branch)):
+        assert table in page
 
 
 def _code(page: Path) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 from polylip.serving.engines import Float32, Parameters, UInt8
 
 MAX_FACES = 8  # K of the padded output; more faces than this are too small for lip-sync at 640x360
-MIN_SIDE_PX = 32  # of 360: a smaller face has a mouth of under 10 pixels
+PASS_SCALE = 0.75  # frames are searched at this size: 70 instead of 120 ms for 640x360 where both cascades must look
+MIN_SIDE_PX = 24  # at that size, 32 of 360: a smaller face has a mouth of under 10 pixels
 SCALE_STEP = 1.1
 MIN_NEIGHBOURS = 3
 HALF_SCORE_NEIGHBOURS = 3.0  # overlapping hits at which the score is 0.5: at the minimum a hit is a guess
@@ -40,13 +41,15 @@ class Cascade:
 
     def _detect_one(self, frame: UInt8) -> tuple[Float32, Float32]:
         grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+        grey = cv2.resize(grey, None, fx=PASS_SCALE, fy=PASS_SCALE, interpolation=cv2.INTER_AREA)
         for cascade in self._cascades:
             squares, neighbours = cascade.detectMultiScale2(
                 grey, SCALE_STEP, MIN_NEIGHBOURS, minSize=(MIN_SIDE_PX, MIN_SIDE_PX)
             )
             if len(squares):
                 best = np.argsort(-np.asarray(neighbours), kind="stable")[:MAX_FACES]
-                return _face_boxes(np.asarray(squares, np.float32)[best]), np.asarray(neighbours, np.float32)[best]
+                boxes = _face_boxes(np.asarray(squares, np.float32)[best] / np.float32(PASS_SCALE))
+                return boxes, np.asarray(neighbours, np.float32)[best]
         return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
 
 
