@@ -55,7 +55,8 @@ def dub(
     url: Annotated[str | None, typer.Option(help="host:port of a running server; without it, one is started")] = None,
     profile: Profile = "lite",
     face: Annotated[
-        str | None, typer.Option(help="The face to re-lip: its id on the contact sheet, or a place, x,y from 0 to 1: 0.7,0.4")
+        str | None,
+        typer.Option(help="The face to re-lip: its id on the contact sheet, or a place from 0 to 1: 0.7,0.4"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output at the end")] = False,
 ) -> None:

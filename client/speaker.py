@@ -62,7 +62,7 @@ def parse_wish(text: str | None) -> FaceWish | None:
         x, y = map(float, text.split(","))
         return FaceWish(place=(x, y))
     raise InputError(
-        f"--face {text!r} is neither a face's number nor a place; use the number from contact_sheet.png or report.json, for example 2, "
+        f"--face {text!r} is neither a face's number nor a place; use a number from report.json, for example 2, "
         "or fractions of width and height, for example 0.7,0.4"
     )
 
