@@ -87,7 +87,9 @@ def serve(
     grpc_port: Annotated[int, typer.Option(**PORTS, help="gRPC port; 0 takes a free one")] = 8001,
     metrics_port: Annotated[int, typer.Option(**PORTS, help="Metrics port; 0 takes a free one")] = 8002,
     http_port: Annotated[int | None, typer.Option(**PORTS, help="HTTP port; off unless given")] = None,
-    listen: Annotated[str, typer.Option(help="IPv4 address for all ports; other machines need no password")] = LOOPBACK,
+    listen: Annotated[
+        str, typer.Option(help="IPv4 address for all ports; there is no login: keep loopback unless a proxy guards it")
+    ] = LOOPBACK,
     log: Annotated[Path | None, typer.Option(help="Server log; by default a new file in the state folder")] = None,
 ) -> None:
     """Start a tritonserver, on loopback unless told otherwise, and keep it until Ctrl-C or SIGTERM.

@@ -284,6 +284,16 @@ def _report(options: DubOptions, info: MediaInfo, run: _Branches, wall_s: float)
     )
 
 
+def _weights_warning(options: DubOptions) -> list[str]:
+    """Of a server that was started for the job; what a running one serves cannot be seen from here."""
+    if options.url is not None:
+        return []
+    from polylip.serving.doctor import generated_networks  # noqa: PLC0415  needs the extra `serve`
+
+    names = generated_networks(options.profile)
+    return [f"generated weights in {' and '.join(names)}: the picture means nothing"] if names else []
+
+
 def _warnings(options: DubOptions, run: _Branches, duration_s: float) -> list[str]:
     counts, segments = run.renderer.counts, run.timeline.results
     warnings = []
@@ -291,6 +301,7 @@ def _warnings(options: DubOptions, run: _Branches, duration_s: float) -> list[st
         warnings.append("no speech found: picture and sound pass through unchanged")
     elif counts.without_face == counts.frames:
         warnings.append("no face found: only the sound is dubbed, the picture passes through unchanged")
+    warnings += _weights_warning(options)
     wish = parse_wish(options.face)
     if wish is not None and wish.track_id is not None and wish.track_id not in [t.id for t in run.faces.tracks]:
         warnings.append(f"--face {options.face}: no face has this number, so the one who speaks was taken")

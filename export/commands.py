@@ -48,7 +48,9 @@ def export_onnx(
     output_dir: Annotated[
         Path | None, typer.Option(help="Model repository to write into; by default this one's")
     ] = None,
-    generated: Annotated[bool, typer.Option("--generated", help="Random weights: for timing and tests only")] = False,
+    generated: Annotated[
+        bool, typer.Option("--generated", help="Random weights, or those of the checkpoint are; for tests")
+    ] = False,
     rgb: Annotated[bool, typer.Option("--rgb", help="Feed s3fd RGB, as Wav2Lip does; it was trained on BGR")] = False,
 ) -> None:
     """Export a checkpoint to ONNX: pixels in, mouths or face boxes out, any batch size.

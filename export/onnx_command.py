@@ -53,17 +53,17 @@ def parse_precisions(text: str) -> tuple[Precision, ...]:
 
 def export_graphs(options: OnnxOptions, say: Callable[[str], None]) -> list[Path]:
     """Export every network in every precision; returns the graphs' paths in that order."""
-    if options.checkpoint and (options.generated or len(options.networks) > 1):
-        raise InputError("--checkpoint belongs to one network; name it, and leave out --generated")
+    if options.checkpoint and len(options.networks) > 1:
+        raise InputError("--checkpoint belongs to one network; name it")
     repository = options.repository or find_model_repository()
     written = []
     for name in options.networks:
-        checkpoint = None if options.generated else options.checkpoint or find_checkpoint(name)
+        checkpoint = options.checkpoint or (None if options.generated else find_checkpoint(name))
         say(f"{name}: loading {checkpoint or 'generated weights'}")
-        if checkpoint and name in NON_COMMERCIAL:
+        if name in NON_COMMERCIAL and not options.generated:
             say(f"{name}: the public weights are for research and personal use only, not for commercial use")
         network = load_network(name, checkpoint) if checkpoint else generated_network(name)
-        source = Source.of_checkpoint(checkpoint) if checkpoint else Source("generated")
+        source = Source.of(checkpoint, options.generated)
         say(f"{name}: running the torch network")
         if name == "wav2lip":
             generator = cast(Wav2LipGenerator, network)

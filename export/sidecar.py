@@ -39,8 +39,10 @@ class Source:
     sha256: str | None = None  # of the checkpoint
 
     @staticmethod
-    def of_checkpoint(path: Path) -> Source:
-        return Source("checkpoint", path.name, file_sha256(path))
+    def of(checkpoint: Path | None, generated: bool) -> Source:
+        """`checkpoint`: the file that holds the weights, be they learnt or generated."""
+        weights: Literal["checkpoint", "generated"] = "generated" if generated else "checkpoint"
+        return Source(weights) if checkpoint is None else Source(weights, checkpoint.name, file_sha256(checkpoint))
 
 
 @dataclass(frozen=True)

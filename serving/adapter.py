@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from polylip.serving.errors import UnsupportedError
+
+logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # of engines, into the server's log
 
 Outputs = Mapping[str, npt.NDArray[Any] | str | list[str]]
 Arrays = Mapping[str, npt.NDArray[Any]]

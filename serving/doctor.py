@@ -10,7 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from polylip.export.sidecar import GRAPH_FILES, Precision
+from polylip.export.sidecar import GRAPH_FILES, Precision, read_sidecar, sidecar_path
 from polylip.serving.engines.apertium import installed_modes
 from polylip.serving.errors import EngineError, MissingError, UnknownProfileError
 from polylip.serving.guard import SHM
@@ -166,7 +166,19 @@ def _graph(repository: Path | None, name: str, command: str) -> str:
     path = (repository or find_model_repository()) / name
     if not path.is_file():
         raise MissingError(f"{path} is missing; run: {command}")
-    return str(path)
+    return f"{path}, GENERATED WEIGHTS: its pictures mean nothing" if _is_generated(path) else str(path)
+
+
+def generated_networks(profile: str, model_repository: Path | None = None) -> list[str]:
+    """The networks that a profile would serve with generated weights: what they draw or find means nothing."""
+    precision: Precision = "fp16" if profile in ("gpu", "onnx") else "fp32"
+    repository = model_repository or find_model_repository()
+    served = {} if profile == "lite" else GRAPH_FILES
+    return [network for network, files in served.items() if _is_generated(repository / files[precision])]
+
+
+def _is_generated(graph: Path) -> bool:
+    return sidecar_path(graph).is_file() and read_sidecar(graph).source.weights == "generated"
 
 
 def _cpu_runtime() -> str:

@@ -1,7 +1,7 @@
 """Whether a running server can work: `python -m polylip.serving.healthcheck [URL]` infers and exits with 0 or 1.
 
-Each ensemble is called once, and with it every model; readiness alone stays true when a Python model has died. For a
-container's HEALTHCHECK; what it costs is in docs/docker.md.
+Each ensemble that is served is called once, and with it every model; readiness alone stays true when a Python model
+has died. For a container's HEALTHCHECK; what it costs is in docs/docker.md.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import time
 
 from polylip.serving.errors import MissingError
-from polylip.serving.probe import is_ready, probe_models
+from polylip.serving.probe import is_ready, loaded_models, probe_models
 from polylip.serving.runtime import find_model_repository
 
 URL = "127.0.0.1:8001"
@@ -24,7 +24,7 @@ def find_failure(url: str, timeout_s: float = TIMEOUT_S) -> str | None:
     deadline = time.monotonic() + timeout_s
     if not is_ready(url):
         return f"the server at {url} is not ready"
-    for name in ENSEMBLES:
+    for name in [name for name in ENSEMBLES if name in loaded_models(url)]:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             return f"not done within {timeout_s:g} s; next was {name}"

@@ -127,7 +127,9 @@ def gpu_architecture() -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):
-        raise MissingError("no NVIDIA GPU: nvidia-smi gives none; use profile cpu or lite, or give the GPU") from None
+        raise MissingError(
+            "no NVIDIA GPU: nvidia-smi gives none; use profile cpu or lite, or start the container with access to one"
+        ) from None
     return parse_architecture(done.stdout)
 
 

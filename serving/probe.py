@@ -43,6 +43,14 @@ def is_ready(url: str) -> bool:
             return False
 
 
+def loaded_models(url: str) -> set[str]:
+    """Names of the models that the server has loaded. Raises grpc.RpcError."""
+    with grpc.insecure_channel(url, options=CHANNEL_OPTIONS) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        index = stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=READY_TIMEOUT_S)
+    return {model.name for model in index.models}
+
+
 def probe_models(
     url: str, repository: Path, timeout_s: float = CALL_TIMEOUT_S, models: Iterable[str] = ()
 ) -> str | None:

@@ -74,7 +74,7 @@ def require_backend(runtime: Runtime, profile: str) -> Path:
     if not backend.is_dir():
         raise MissingError(
             f"profile {profile} needs tritonserver's {backend.name} backend, which NVIDIA's container has; "
-            "run: docker compose -f docker/compose.yaml up"
+            "see docs/docker.md for how to run it"
         )
     return backend
 

@@ -25,6 +25,8 @@ from polylip.export.generated import generated_network
 from polylip.export.graphs import LipsGraph
 from polylip.export.parity import ssim
 from polylip.export.sidecar import read_sidecar
+from polylip.perf.demo_clip import make_demo_clip
+from polylip.serving.doctor import generated_networks, run_checks
 from polylip.serving.engines.cascade import Cascade
 from polylip.serving.engines.s3fd import S3fd
 from polylip.serving.launcher import Server, ServerOptions, start_server
@@ -74,6 +76,12 @@ def real(real_clip: Path, cpu_server: Server, tmp_path_factory: pytest.TempPathF
     return dub_with_cpu(real_clip, cpu_server, tmp_path_factory.mktemp("real"))
 
 
+@pytest.fixture
+def short_clip(tmp_path: Path) -> Path:
+    """Four seconds of the demo."""
+    return make_demo_clip(tmp_path / "short.mp4", seconds=4.0)
+
+
 def iou(a: np.ndarray, b: np.ndarray) -> float:
     sides = np.maximum(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0)
     areas = [float(np.prod(box[2:] - box[:2])) for box in (a, b)]
@@ -92,6 +100,20 @@ def test_the_graphs_are_full_size_and_say_what_they_are_made_of(generated_reposi
         path = generated_repository / name
         assert abs(path.stat().st_size / 1e6 - size_mb) < 2
         assert read_sidecar(path).source.weights == "generated"
+    assert generated_networks("cpu", generated_repository) == ["wav2lip", "s3fd"]
+    graphs = [check for check in run_checks("cpu", generated_repository) if check.name.startswith("graph of")]
+    assert len(graphs) == 2 and all("GENERATED WEIGHTS" in check.detail for check in graphs)
+
+
+def test_a_dub_with_generated_weights_says_so(generated_repository, short_clip, tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYLIP_MODEL_REPOSITORY", str(generated_repository))
+    result = asyncio.run(dub(DubOptions(short_clip, tmp_path / "out.mp4", "es", profile="cpu")))
+    assert "generated weights in wav2lip and s3fd: the picture means nothing" in result.report.warnings
+
+
+def test_the_server_says_in_which_precision_it_runs(cpu_server, demo):
+    log = cpu_server.read_log()
+    assert "wav2lip: openvino, " in log and "s3fd: openvino, " in log
 
 
 async def test_lips_answers_what_torch_computes(stream):

@@ -57,6 +57,7 @@ class CpuGraph:
         these weights can only be seen on that processor, so it is looked at whenever a model is loaded.
         """
         run = self.compiled(shapes)
+        log.info("%s: %s, %s, %d threads", self._stem, self.runtime, self.precision, self._threads)
         if self._asked != "auto" or self.precision != "bf16":
             return run
         exact = self._compile("fp32", shapes)
