@@ -40,7 +40,7 @@ SPEAKING_CORRELATION = 0.2  # of both together: sentences of 2 to 3 s have 0.25 
 SWITCH_MARGIN = 0.1  # a face must correlate so much better than the one who spoke last, or else the largest
 QUIET_SHARE = 0.5  # a mouth that moves less than this share of the liveliest one counts in proportion ...
 STILL_LEVELS = 0.2  # ... as does any that moves less than this, in grey levels: noise has 0.02, a real speaker 0.5 ...
-SHORT_SHARE = 0.5  # ... and so does a face that is seen for less than this share of the longest time
+SHORT_SHARE = 0.8  # ... and so does a face seen for less than this share of the longest time, which may fit by chance
 SAME_PLACE = 1.0  # sides of the face: a new track so near to a lost one is the same person
 
 
@@ -135,6 +135,11 @@ class _Track:
     def seen_frames(self) -> int:
         return sum(face.seen for face in self.faces)
 
+    @property
+    def presence(self) -> float:
+        """How much a viewer sees of it: a large face for a moment is often no face at all."""
+        return self.side_px * self.seen_frames
+
     def mouths(self) -> Float64:
         """float64 (frames, 3): time in ms, opening, and motion up to that time, where the face is really seen."""
         pairs = zip(self.slots, self.faces, strict=True)
@@ -209,7 +214,7 @@ class SpeakerChooser:
         best = max(tracks, key=lambda track: scores[track.id])
         spoke = [track for track in tracks if track.id in self._last]
         long = max(track.seen_frames for track in tracks) * SHORT_SHARE
-        usual = max(spoke or [track for track in tracks if track.seen_frames >= long], key=lambda track: track.side_px)
+        usual = max(spoke or [track for track in tracks if track.seen_frames >= long], key=lambda track: track.presence)
         if scores[best.id] < max(SPEAKING_CORRELATION, scores[usual.id] + SWITCH_MARGIN):
             best = usual
         if scores[best.id] >= SPEAKING_CORRELATION:

@@ -289,7 +289,7 @@ def test_a_container_for_another_python_is_refused(container):
 
 def test_the_pip_installed_server_refuses_the_profiles_of_the_container():
     for profile in ("gpu", "onnx", "openvino"):
-        with pytest.raises(MissingError, match="which NVIDIA's container has; see docs/docker.md"):
+        with pytest.raises(MissingError, match=r"which NVIDIA.s container has; see docs/docker\.md"):
             require_backend(find_runtime(), profile)
 
 

@@ -353,7 +353,6 @@ def test_networks_that_cannot_show_a_fault_are_refused():
         ({"networks": ("s3fd",), "checkpoint": Path("nowhere.pth")}, Exception, "nowhere.pth"),
         ({"networks": ("s3fd",)}, MissingError, "polylip fetch s3fd"),
         ({"networks": ("wav2lip", "s3fd"), "checkpoint": Path("a.pth")}, InputError, "one network"),
-        ({"networks": ("s3fd",), "checkpoint": Path("a.pth"), "generated": True}, InputError, "--generated"),
     ],
 )
 def test_what_cannot_be_exported_is_said_in_one_line(
