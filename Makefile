@@ -26,6 +26,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock export/lips_lite.py
 
 $(VENV)/.ready-test: $(VENV)/.ready
 	$(PIP) install -q -c requirements.lock -e '.[test]'
+	$(BIN)/python -m polylip.serving.cpu_torchaudio
 	touch $@
 
 demo: setup
@@ -44,7 +45,8 @@ test: lint
 
 # torch among them, which the demo does without
 $(VENV)/.ready-bench: $(VENV)/.ready
-	$(PIP) install -q -c requirements.lock -e '.[serve,cpu,export,perf]'
+	$(PIP) install -q -c requirements.lock -e '.[serve,cpu,speech,export,perf]'
+	$(BIN)/python -m polylip.serving.cpu_torchaudio
 	touch $@
 
 bench: $(VENV)/.ready-bench

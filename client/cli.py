@@ -1,4 +1,7 @@
-"""The `polylip` command. Exit codes: 0 done, 2 unusable input or machine, 3 the server failed, 130 interrupted."""
+"""The `polylip` command. Exit codes: 0 done, 2 unusable input or machine, 3 the server failed, 130 interrupted.
+
+`verify` has three more: 4 not marked, 5 changed since it was marked, 6 only its tags say so.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from polylip.client import job
 from polylip.client.errors import PolylipError
+from polylip.client.files import read_glossary
+from polylip.client.languages_command import languages, source_tag, target_tag
 from polylip.client.report import print_summary
+from polylip.client.verify import verify
 from polylip.export.commands import app as export_app
 from polylip.export.fetch_command import fetch
 from polylip.serving.errors import EngineError, MissingError, UnknownProfileError
+from polylip.serving.isochrony import Fit
 
 EXIT_UNUSABLE = 2
 EXIT_SERVER = 3
@@ -34,10 +41,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Dub a video into another language, with moving lips, through a Triton Inference Server.",
-    epilog="Exit codes: 0 done; 2 the input or this machine cannot be used; 3 the server failed; 130 interrupted.",
+    epilog="Exit codes: 0 done; 2 the input or this machine cannot be used; 3 the server failed; 130 interrupted; "
+    "`verify`: 4 not marked, 5 changed since, 6 tags only.",
 )
 app.add_typer(export_app, name="export")
 app.command("fetch")(fetch)
+app.command("languages")(languages)
+app.command("verify")(verify)
 err = Console(stderr=True)
 
 PORTS = {"min": 0, "max": 65535}
@@ -49,15 +59,28 @@ Models = Annotated[str, typer.Option(help="Only these models, for example: detec
 @app.command()
 def dub(
     input: Annotated[Path, typer.Argument(help="A clip of a person talking: mp4, mov, mkv, webm, ...")],
-    to: Annotated[str, typer.Option("--to", help="Target language, ISO 639-1: es")],
+    to: Annotated[str, typer.Option("--to", help="Target language: es, pt-BR, Spanish")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Output: .mp4, .mov or .mkv; overwritten if there")],
-    source: Annotated[str, typer.Option("--from", help="Source language, ISO 639-1, or auto")] = "auto",
+    source: Annotated[str, typer.Option("--from", help="Source language, or auto")] = "auto",
     url: Annotated[str | None, typer.Option(help="host:port of a running server; without it, one is started")] = None,
     profile: Profile = "lite",
     face: Annotated[
         str | None,
         typer.Option(help="The face to re-lip: its id on the contact sheet, or a place from 0 to 1: 0.7,0.4"),
     ] = None,
+    fit: Annotated[
+        Fit, typer.Option(help="How strictly speech keeps to its slot: the voice first, in between, or the slot first")
+    ] = Fit.TIGHT,
+    voice_consent: Annotated[
+        bool,
+        typer.Option(
+            "--voice-consent", help="The speaker agreed to have their voice cloned; else a stock voice speaks"
+        ),
+    ] = False,
+    glossary: Annotated[
+        Path | None, typer.Option(help="File with a term per line: `term` is kept, `term = translation` is forced")
+    ] = None,
+    mark: Annotated[bool, typer.Option("--mark/--no-mark", help="Mark the output as AI-dubbed, for machines")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output at the end")] = False,
 ) -> None:
     """Dub INPUT into another language.
@@ -66,7 +89,19 @@ def dub(
 
     Example: polylip dub talk.mp4 --to es -o talk.es.mp4
     """
-    options = job.DubOptions(input, output, to.lower(), source.lower(), url, profile, face)
+    options = job.DubOptions(
+        input,
+        output,
+        target_tag(to),
+        source_tag(source),
+        url,
+        profile,
+        face,
+        fit=fit,
+        voice_consent=voice_consent,
+        glossary=read_glossary(glossary) if glossary else "",
+        mark=mark,
+    )
     with _interruptible("interrupted; nothing was written", EXIT_INTERRUPTED):
         result = asyncio.run(_dub_with_progress(options))
     if as_json:

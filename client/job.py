@@ -17,22 +17,36 @@ import numpy as np
 from polylip.client.contact_sheet import write_contact_sheet
 from polylip.client.errors import InputError, PolylipError, ServerError
 from polylip.client.faces import FacesBranch
+from polylip.client.languages_command import source_tag, target_tag
+from polylip.client.marking import (
+    DubFacts,
+    VoiceKind,
+    container_tags,
+    drop_sidecar,
+    mark_video,
+    prepare_identity,
+)
+from polylip.client.marking_keys import Identity
 from polylip.client.media_in import AudioReader, MediaInfo, probe_media
 from polylip.client.media_out import MediaWriter, output_channels, output_sample_rate
 from polylip.client.mix import AudioBed
 from polylip.client.pulse import Pulse
 from polylip.client.render import Renderer
 from polylip.client.report import write_report
-from polylip.client.results import FaceSample, Report, SegmentResult, Status
+from polylip.client.results import FaceSample, Report, SegmentResult, Status, VoiceUsed
 from polylip.client.ring import FrameRing
 from polylip.client.speaker import SpeakerChooser, parse_wish
-from polylip.client.speech import SpeechBranch
+from polylip.client.speech import SpeechBranch, SpeechWishes
 from polylip.client.subtitles import write_subtitles
 from polylip.client.timeline import Timeline
 from polylip.client.triton import TritonClient
 from polylip.client.visibility import frames_around
-from polylip.client.wire import Tensor
+from polylip.client.wire import Tensor, row, rows
+from polylip.serving import engines
+from polylip.serving.isochrony import Fit
 
+ENGINE_MODELS = ("transcribe", "translate", "synthesize", "detect", "lips")
+STAND_INS = {"synthesize": "espeak-ng", "lips": "onnxruntime"}  # rules, no trained networks
 CHECK_TIMEOUT_S = 60.0  # the first request after a cold start may still load an engine
 
 
@@ -47,6 +61,14 @@ class DubOptions:
     url: str | None = None  # host:port of a running server; None starts one for the job
     profile: str = "lite"  # of the server to start; with a url only a name in the report
     face: str | None = None  # the face to re-lip: its id in report.json, or a place: "0.7,0.4"; None: who speaks
+    fit: Fit = Fit.TIGHT
+    voice_consent: bool = False  # the speaker agreed to have their voice cloned; without it a stock voice speaks
+    glossary: str = ""  # lines "term" (kept) or "term = translation" (forced)
+    mark: bool = True  # as AI-dubbed, for machines
+
+    @property
+    def wishes(self) -> SpeechWishes:
+        return SpeechWishes(self.source_language, self.target_language, self.fit, self.voice_consent, self.glossary)
 
 
 @dataclass(frozen=True)
@@ -88,8 +110,9 @@ def _failed(segments: list[SegmentResult]) -> list[int]:
 async def dub(options: DubOptions, on_progress: OnProgress = lambda progress: None) -> DubResult:
     """Dub a file. Raises InputError (nothing is written); server failures end in a partial result instead."""
     _check_options(options)
+    identity = await asyncio.to_thread(prepare_identity) if options.mark else None
     info = await asyncio.to_thread(probe_media, options.input)
-    writer = await asyncio.to_thread(MediaWriter, options.output, info)
+    writer = await asyncio.to_thread(MediaWriter, options.output, info, _tags(options))
     try:
         async with _server_url(options, on_progress) as url, TritonClient(url) as client:
             started = time.monotonic()
@@ -97,8 +120,9 @@ async def dub(options: DubOptions, on_progress: OnProgress = lambda progress: No
             branches = await _run(client, options, info, writer, on_progress)
             report = _report(options, info, branches, time.monotonic() - started)
             report.versions["tritonserver"] = client.server_version
+            report.engines = {model: await client.engine(model) for model in ENGINE_MODELS}
         on_progress(Progress("writing", report.frames, report.frames))
-        result = await asyncio.to_thread(_finish, options, writer, report, branches.renderer.samples)
+        result = await asyncio.to_thread(_finish, options, writer, report, branches.renderer.samples, identity)
     finally:
         await asyncio.to_thread(writer.discard)
     return result
@@ -144,7 +168,7 @@ async def _run(
                 bed=bed,
                 stream=speech_stream,
                 pulse=pulse,
-                languages=(options.source_language, options.target_language),
+                wishes=options.wishes,
                 output_ms=lambda: max(renderer.position_ms, renderer.next_ms),
             )
             faces = FacesBranch(info, ring, faces_stream)
@@ -201,18 +225,17 @@ async def _check_languages(client: TritonClient, options: DubOptions) -> None:
     }
     async with client.stream() as stream:
         try:
-            await stream.call("speech", inputs, CHECK_TIMEOUT_S)
+            async for answer in await stream.submit("speech", rows(inputs), CHECK_TIMEOUT_S):
+                if (chunk := row(answer))["STATUS"][0] in (engines.Status.UNSUPPORTED, engines.Status.ERROR):
+                    raise InputError(str(chunk["STATUS_MESSAGE"][0]))
         except ServerError as error:
             raise InputError(str(error)) from None
 
 
 def _check_options(options: DubOptions) -> None:
     """What can be seen without opening anything."""
-    for code in (options.target_language, options.source_language):
-        if code != "auto" and not re.fullmatch("[a-z]{2}", code):
-            raise InputError(f"{code!r} is not a language code; use ISO 639-1, two letters, for example: es")
-    if options.target_language == "auto":
-        raise InputError("the target language must be named, for example: es")
+    target_tag(options.target_language)
+    source_tag(options.source_language)
     if options.url is not None and not re.fullmatch(r"[^/\s]+:\d{1,5}", options.url):
         raise InputError(f"{options.url!r} is not host:port, for example: 127.0.0.1:8001")
     parse_wish(options.face)
@@ -220,13 +243,40 @@ def _check_options(options: DubOptions) -> None:
         raise InputError(f"{options.output}: output and input are the same file; choose another output")
 
 
-def _finish(options: DubOptions, writer: MediaWriter, report: Report, samples: list[FaceSample]) -> DubResult:
+def _tags(options: DubOptions) -> dict[str, str]:
+    """Of the container; written before the server is asked for its engines."""
+    generative = options.profile != "lite" or options.url is not None
+    return container_tags(options.target_language, generative=generative) if options.mark else {}
+
+
+def _mark(video: Path, options: DubOptions, report: Report, identity: Identity | None) -> None:
+    if identity is None:
+        drop_sidecar(video)
+        return
+    cloned = any(segment.voice is VoiceUsed.CLONED for segment in report.segments)
+    facts = DubFacts(
+        report.source_language,
+        report.target_language,
+        dubbed_segments=sum(segment.status is Status.DUBBED for segment in report.segments),
+        lips_rendered=report.frames_lipsynced > 0,
+        voice=VoiceKind.CLONED_WITH_CONSENT if cloned else VoiceKind.STOCK,
+        generative=any(report.engines[model] != stand_in for model, stand_in in STAND_INS.items()),
+        profile=report.profile,
+        engines=tuple(filter(None, report.engines.values())),
+    )
+    report.warnings += mark_video(video, options.input, facts, identity)
+
+
+def _finish(
+    options: DubOptions, writer: MediaWriter, report: Report, samples: list[FaceSample], identity: Identity | None
+) -> DubResult:
     """Move the video into place and write its companions beside it."""
     video = options.output
     if missing_segments(report):
         video = options.output.with_suffix(f".partial{options.output.suffix}")
     writer.finish(video)
     report.output = str(video)
+    _mark(video, options, report, identity)
     folder = video.parent
     source, sheet = options.input.absolute(), folder / "contact_sheet.png"  # absolute: av takes names for URLs
     try:
@@ -302,6 +352,13 @@ def _warnings(options: DubOptions, run: _Branches, duration_s: float) -> list[st
     elif counts.without_face == counts.frames:
         warnings.append("no face found: only the sound is dubbed, the picture passes through unchanged")
     warnings += _weights_warning(options)
+    if options.voice_consent and any(s.voice is VoiceUsed.STOCK for s in segments):
+        warnings.append(
+            "a stock voice speaks where the server's voice cannot clone or has heard less than 1 s of speech"
+        )
+    unsupported = [segment for segment in segments if segment.status is Status.UNSUPPORTED]
+    if unsupported:
+        warnings.append(f"{len(unsupported)} segments keep their original sound: {unsupported[0].message}")
     wish = parse_wish(options.face)
     if wish is not None and wish.track_id is not None and wish.track_id not in [t.id for t in run.faces.tracks]:
         warnings.append(f"--face {options.face}: no face has this number, so the one who speaks was taken")

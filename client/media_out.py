@@ -6,7 +6,7 @@ It is complete or not there at all.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -48,7 +48,7 @@ class MediaWriter:
     One thread writes while another may discard: a cancelled job's thread cannot be stopped, only waited for.
     """
 
-    def __init__(self, path: Path, info: MediaInfo) -> None:
+    def __init__(self, path: Path, info: MediaInfo, tags: Mapping[str, str] | None = None) -> None:
         self._path = path
         self._info = info
         self._temporary = path.absolute().with_name(f".{path.stem[:NAME_LENGTH]}.{os.getpid()}{path.suffix}")
@@ -61,6 +61,7 @@ class MediaWriter:
         self._last_pts: int | None = None
         self._step = max(1, round(1 / info.frame_rate / info.video_time_base))
         self._container = self._create()
+        self._container.metadata.update(tags or {})
         self._video = self._add_video()
         self._audio = self._container.add_stream("aac", rate=self._rate, layout=self._layout)
         self._audio.bit_rate = AUDIO_BIT_RATE

@@ -19,7 +19,13 @@ from polylip.client.results import Report, SegmentResult, Status
 DECIMALS = 3  # of every float in the file: microseconds in a time of milliseconds, more would be noise
 MAX_ROWS = 40  # segments shown in full: about two screens
 EDGE_ROWS = 20  # segments shown at each end of a longer job
-STYLES = {Status.DUBBED: "green", Status.NO_SPEECH: "dim", Status.TOO_LATE: "yellow", Status.ERROR: "red"}
+STYLES = {
+    Status.DUBBED: "green",
+    Status.NO_SPEECH: "dim",
+    Status.TOO_LATE: "yellow",
+    Status.UNSUPPORTED: "yellow",
+    Status.ERROR: "red",
+}
 LATENCY_COLUMNS = {
     "queue": "queue ms",
     "first_audio": "first audio ms",

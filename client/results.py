@@ -15,7 +15,15 @@ class Status(StrEnum):
     DUBBED = "dubbed"
     NO_SPEECH = "no_speech"  # the recogniser heard no words: the original sound passes
     TOO_LATE = "too_late"  # it could not start within the allowed lateness: the original sound passes
+    UNSUPPORTED = "unsupported"  # no engine there can do its language: the original sound passes
     ERROR = "error"  # the server failed: the original sound passes
+
+
+class VoiceUsed(StrEnum):
+    """Whose voice a dub has."""
+
+    STOCK = "stock"
+    CLONED = "cloned"  # the speaker's, with consent
 
 
 class FaceChoice(StrEnum):
@@ -48,6 +56,34 @@ class Latency:
 
 
 @dataclass
+class TimeFit:
+    """How a dub was to fit into its time, and how it did. See docs/isochrony.md."""
+
+    slot_ms: int  # to be filled
+    limit_ms: int  # not to be exceeded
+    estimate_ms: int = 0  # at the voice's normal speed, before it was spoken
+    natural_ms: float = 0.0  # at the voice's normal speed, as it turned out
+    spoken_ms: float = 0.0  # as it is heard
+    engine_rate: float = 1.0  # the voice's own speed, mean
+    stretch: float = 1.0  # of its sound, mean; their product is the segment's rate
+    over_ms: float = 0.0  # longer than its slot; negative when it is shorter
+
+    def add(self, chunk_ms: float, rate: float, engine_rate: float) -> None:
+        """A further chunk."""
+        self.natural_ms += chunk_ms * rate
+        own_ms = self.spoken_ms * self.engine_rate + chunk_ms * engine_rate
+        self.spoken_ms += chunk_ms
+        self.engine_rate = own_ms / self.spoken_ms
+        self.stretch = self.rate / self.engine_rate
+        self.over_ms = self.spoken_ms - self.slot_ms
+
+    @property
+    def rate(self) -> float:
+        """Mean speaking rate, 1 = the voice's normal speed."""
+        return self.natural_ms / self.spoken_ms if self.spoken_ms else 1.0
+
+
+@dataclass
 class SegmentResult:
     """One speech segment and its dub. All times are milliseconds on the video's own timeline."""
 
@@ -59,6 +95,8 @@ class SegmentResult:
     rate: float = 1.0  # speaking rate the voice used, 1 = its normal speed
     source_text: str = ""
     target_text: str = ""
+    fit: TimeFit | None = None  # None: it was never asked for
+    voice: VoiceUsed | None = None  # None: nothing was spoken
     status: Status = Status.ERROR
     message: str = ""
     face_id: int | None = None  # track that got the lips; None: no face
@@ -116,6 +154,7 @@ class Report:
     av_offset_ms: float | None
     segments: list[SegmentResult]
     versions: dict[str, str]
+    engines: dict[str, str] = field(default_factory=dict)  # model -> engine, as the server names it
     seam: float | None = None  # gradient jump across the mask's edge, grey levels per pixel; 0 is invisible
     seam_worst: float | None = None  # 95th percentile
     flicker: float | None = None  # frame difference inside the mask over the source's; 1 is as lively

@@ -59,6 +59,15 @@ class TritonClient:
     async def __aexit__(self, *exc: object) -> None:
         await self._channel.close()
 
+    async def engine(self, model: str) -> str:
+        """The `engine` parameter of the model's config; empty where it has none. Raises ServerError."""
+        request = service_pb2.ModelConfigRequest(name=model)
+        try:
+            answer = await self._stub.ModelConfig(request, timeout=CONNECT_TIMEOUT_S)
+        except grpc.RpcError as error:
+            raise ServerError(f"{model}: {error.details()}") from None
+        return str(answer.config.parameters["engine"].string_value)
+
     def stream(self) -> TritonStream:
         """A new bidirectional stream. Use as an async context manager."""
         return TritonStream(self._stub)

@@ -46,13 +46,28 @@ def new_sequence_id() -> int:
     return secrets.randbelow(2**63 - 1) + 1
 
 
+def rows(inputs: Inputs) -> dict[str, Tensor]:
+    """Inputs of a model that Triton batches (the speech models): each becomes the one row of its tensor."""
+    return {name: _tensor(value)[None] for name, value in inputs.items()}
+
+
+def _tensor(value: Tensor | str) -> Tensor:
+    """A str is a STRING tensor of shape [1]."""
+    return np.array([value.encode("utf-8")], dtype=np.object_) if isinstance(value, str) else value
+
+
+def row(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The one row of each output of a model that Triton batches."""
+    return {name: value[0] for name, value in outputs.items()}
+
+
 def infer_request(
     model: str, inputs: Inputs, request_id: str = "", sequence: SequencePosition | None = None
 ) -> service_pb2.ModelInferRequest:
     """A request with raw contents; a str is a STRING tensor of shape [1]."""
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     for name, value in inputs.items():
-        array = np.array([value.encode("utf-8")], dtype=np.object_) if isinstance(value, str) else value
+        array = _tensor(value)
         request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
         if array.dtype == np.object_:
             raw = serialize_byte_tensor(array)

@@ -41,7 +41,7 @@ ELEMENTS = {
 OTHER_ELEMENTS = 1024  # of every other: times, ids, words
 # `track` does not batch: its key frames are a dimension of its inputs.
 UNBATCHED_FACTORS = {"BOXES": KEY_FRAMES, "SCORES": KEY_FRAMES}
-BYTES = {"TYPE_UINT8": 1, "TYPE_FP32": 4, "TYPE_INT32": 4, "TYPE_INT64": 8, "TYPE_STRING": STRING_BYTES}
+BYTES = {"TYPE_BOOL": 1, "TYPE_UINT8": 1, "TYPE_FP32": 4, "TYPE_INT32": 4, "TYPE_INT64": 8, "TYPE_STRING": STRING_BYTES}
 
 
 def regions_mib(profile: str, repository: Path = REPOSITORY) -> dict[str, int]:

@@ -62,6 +62,28 @@ def text(request: Any, name: str, default: str = "") -> str:
     return str(value[0].decode("utf-8"))
 
 
+def row(request: Any, name: str) -> npt.NDArray[Any] | None:
+    """The one row of the numeric input `name` of a model that Triton batches; None when the request leaves it out."""
+    value = optional_array(request, name)
+    if value is None:
+        return None
+    if value.shape[0] != 1:
+        raise ValueError(f"{name} must hold one row per request, it has shape {list(value.shape)}")
+    return value[0]
+
+
+def flag(request: Any, name: str) -> bool:
+    """The boolean input `name`; False when the request leaves it out."""
+    value = optional_array(request, name)
+    return value is not None and bool(value.reshape(-1)[0])
+
+
+def row_response(outputs: Outputs) -> Any:
+    """A response of a model that Triton batches: each output becomes the one row of its tensor."""
+    rows = {name: _tensor(name, value) for name, value in outputs.items()}
+    return pb_utils.InferenceResponse([pb_utils.Tensor(name, t.as_numpy()[None]) for name, t in rows.items()])
+
+
 def response(outputs: Outputs) -> Any:
     """A response with these tensors; a str becomes a STRING tensor of shape [1], a list of str one of shape [n]."""
     return pb_utils.InferenceResponse([_tensor(name, value) for name, value in outputs.items()])
@@ -89,6 +111,28 @@ def answer(model: str, handle: Callable[[Any], Outputs], requests: list[Any]) ->
         except Exception as error:  # the process must outlive any request
             responses.append(error_response(error, model))
     return responses
+
+
+def answer_rows(
+    model: str, read: Callable[[Any], Any], handle: Callable[[list[Any]], list[Outputs]], requests: list[Any]
+) -> list[Any]:
+    """One response per request, in order, each one row; `handle` gets together what `read` made of the requests.
+
+    A request that cannot be read gets its own error.
+    """
+    responses: dict[int, Any] = {}
+    jobs: dict[int, Any] = {}
+    for index, request in enumerate(requests):
+        try:
+            jobs[index] = read(request)
+        except Exception as error:  # the process must outlive any request
+            responses[index] = error_response(error, model)
+    try:
+        done = [row_response(outputs) for outputs in handle(list(jobs.values()))]
+    except Exception as error:
+        done = [error_response(error, model) for _ in jobs]
+    responses.update(zip(jobs, done, strict=True))
+    return [responses[index] for index in range(len(requests))]
 
 
 def answer_together(

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from polylip.client.wire import CHANNEL_OPTIONS, Inputs, SequencePosition, infer_request, new_sequence_id
+from polylip.client.wire import CHANNEL_OPTIONS, Inputs, SequencePosition, infer_request, new_sequence_id, rows
 
 READY_TIMEOUT_S = 2.0
 CALL_TIMEOUT_S = 20.0  # the first inference of a Python model may still import its engine
@@ -20,13 +20,13 @@ _FRAMES = np.zeros((1, 360, 640, 3), dtype=np.uint8)  # the size that engines ge
 _FACES = np.zeros((1, 96, 96, 3), dtype=np.uint8)
 _INSTANT = np.zeros(1, dtype=np.int64)
 PROBES: dict[str, Inputs] = {
-    "transcribe": {"AUDIO": _AUDIO, "SOURCE_LANGUAGE": "en"},
-    "translate": {"SOURCE_TEXT": "yes", "DETECTED_LANGUAGE": "en", "TARGET_LANGUAGE": "es"},
-    "synthesize": {"TARGET_TEXT": "a", "TARGET_LANGUAGE": "es"},
+    "transcribe": rows({"AUDIO": _AUDIO, "SOURCE_LANGUAGE": "en"}),
+    "translate": rows({"SOURCE_TEXT": "yes", "DETECTED_LANGUAGE": "en", "TARGET_LANGUAGE": "es"}),
+    "synthesize": rows({"TARGET_TEXT": "a", "TARGET_LANGUAGE": "es"}),
     "detect": {"FRAMES": _FRAMES},
     "mel": {"AUDIO": _AUDIO, "FRAME_OFFSETS_MS": _INSTANT},
     "lips": {"MEL": np.full((1, 80, 16), -4, dtype=np.float32), "FACES": _FACES},
-    "speech": {"AUDIO": _AUDIO, "SOURCE_LANGUAGE": "en", "TARGET_LANGUAGE": "es", "KNOWN_TEXT": "yes"},
+    "speech": rows({"AUDIO": _AUDIO, "SOURCE_LANGUAGE": "en", "TARGET_LANGUAGE": "es", "KNOWN_TEXT": "yes"}),
     "faces": {"FRAMES": _FRAMES, "KEYFRAME_MS": _INSTANT, "QUERY_MS": _INSTANT},  # goes through `track`
     "lipsync": {"AUDIO": _AUDIO, "FRAME_OFFSETS_MS": _INSTANT, "FACES": _FACES},
 }

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from polylip.serving.errors import MissingError
+from polylip.serving.weights import WEIGHTS_VARIABLE, weights_root
 
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 LIBPYTHON = f"libpython{PYTHON}.so.1.0"
@@ -118,6 +119,8 @@ def server_environment(runtime: Runtime) -> dict[str, str]:
     environment.setdefault("OMP_NUM_THREADS", "1")
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")
     environment["PYTHONUNBUFFERED"] = "1"
+    environment[WEIGHTS_VARIABLE] = str(weights_root())  # a stub has another working directory
+    environment["HF_HUB_OFFLINE"] = "1"  # weights come from `polylip fetch`, never from inside the server
     return environment
 
 

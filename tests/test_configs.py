@@ -95,8 +95,9 @@ def test_tensors_are_the_same_in_every_profile(path):
         assert config.max_batch_size == 0
         assert config.WhichOneof("scheduling_choice") is None
     else:
-        assert config.max_batch_size == default.max_batch_size
-        assert config.WhichOneof("scheduling_choice") == default.WhichOneof("scheduling_choice")
+        assert bool(config.max_batch_size) == bool(default.max_batch_size)
+        if config.max_batch_size > 1:
+            assert config.WhichOneof("scheduling_choice") == default.WhichOneof("scheduling_choice")
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -123,7 +124,8 @@ def steps_in_front_of_a_sequence(ensemble, configs) -> list[str]:
 @pytest.mark.parametrize("ensemble", ENSEMBLES, ids=lambda config: config.name)
 def test_steps_and_ensemble_agree_on_every_tensor(ensemble):
     """Inputs flow from the ensemble or an earlier step, all that must be mapped is, every output is made by a step."""
-    flowing: dict[str, tuple] = {t.name: (t.data_type, list(t.dims)) for t in ensemble.input}
+    batch = [-1] if ensemble.max_batch_size else []
+    flowing: dict[str, tuple] = {t.name: (t.data_type, [*batch, *t.dims]) for t in ensemble.input}
     optional = {t.name for t in ensemble.input if t.optional}
     for step in ensemble.ensemble_scheduling.step:
         known = tensors(MODELS[step.model_name])
@@ -137,7 +139,7 @@ def test_steps_and_ensemble_agree_on_every_tensor(ensemble):
             assert value not in flowing, f"{value} is made twice"
             flowing[value] = known[f"out {key}"][:2]
     for tensor in ensemble.output:
-        assert fits(flowing[tensor.name], (tensor.data_type, list(tensor.dims))), tensor.name
+        assert fits(flowing[tensor.name], (tensor.data_type, [*batch, *tensor.dims])), tensor.name
 
 
 @pytest.mark.parametrize("ensemble", ENSEMBLES, ids=lambda config: config.name)
@@ -231,7 +233,7 @@ def test_the_running_server_serves_the_tensors_of_the_config(name, server: Serve
         metadata = stub.ModelMetadata(service_pb2.ModelMetadataRequest(name=name), timeout=10)
     promised = MODELS[name]
     assert agree(tensors(config), tensors(promised))
-    assert config.max_batch_size == promised.max_batch_size
+    assert config.max_batch_size == served(name, "lite").max_batch_size
     assert config.model_transaction_policy.decoupled == streams(promised)
     assert dict(config.parameters) == dict(served(name, "lite").parameters)
     shown = {f"in {t.name}": list(t.shape) for t in metadata.inputs} | {

@@ -20,7 +20,7 @@ from conftest import REPOSITORY, shared_memory_of
 from ruamel.yaml import YAML
 from tritonclient.grpc import service_pb2_grpc
 
-from polylip.client.wire import CHANNEL_OPTIONS, infer_request
+from polylip.client.wire import CHANNEL_OPTIONS, infer_request, rows
 from polylip.serving import healthcheck
 from polylip.serving.errors import MissingError
 from polylip.serving.guard import SHM
@@ -183,8 +183,8 @@ def test_the_running_server_stays_below_the_computed_shared_memory(server: Serve
         ("detect", {"FRAMES": frames}),
         ("lips", {"MEL": mel, "FACES": faces}),
         ("mel", {"AUDIO": audio, "FRAME_OFFSETS_MS": np.arange(32, dtype=np.int64) * 40}),
-        ("transcribe", {"AUDIO": audio, "SOURCE_LANGUAGE": "en", "KNOWN_TEXT": "yes"}),
-        ("synthesize", {"TARGET_TEXT": "hola " * 10, "TARGET_LANGUAGE": "es", "VOICE": voice}),
+        ("transcribe", rows({"AUDIO": audio, "SOURCE_LANGUAGE": "en", "KNOWN_TEXT": "yes"})),
+        ("synthesize", rows({"TARGET_TEXT": "hola " * 10, "TARGET_LANGUAGE": "es", "VOICE": voice})),
     ):
         call(server, model, inputs, times=3)
     regions = [os.stat(SHM / name).st_size for name in shared_memory_of(server)]

@@ -216,7 +216,8 @@ async def test_two_jobs_at_once_do_not_mix(demo: Dubbed, demo_clip: Path, server
     ]
     first, noisy, second = [result.report for result in await asyncio.gather(*jobs)]
     alone = [s.target_text for s in demo.report.segments]
-    assert [s.target_text for s in first.segments] == [s.target_text for s in second.segments] == alone
+    told = [s.message for s in [*first.segments, *second.segments]]
+    assert [s.target_text for s in first.segments] == [s.target_text for s in second.segments] == alone, told
     assert first.frames_without_face == second.frames_without_face == demo.report.frames_without_face
     assert noisy.frames_lipsynced == 0 and noisy.frames_without_face == noisy.frames
 

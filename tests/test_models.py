@@ -10,7 +10,7 @@ from material import FACE_LEFT, FACE_RIGHT, HEIGHT, WIDTH, chunk, face_at, face_
 
 from polylip.client.errors import ServerError
 from polylip.client.triton import Outputs, TritonClient, TritonStream
-from polylip.client.wire import Inputs, SequencePosition, new_sequence_id
+from polylip.client.wire import Inputs, SequencePosition, new_sequence_id, rows
 from polylip.serving.isochrony import HARD_MAX_RATE, MAX_RATE, MIN_RATE
 from polylip.serving.launcher import Server
 
@@ -38,8 +38,8 @@ async def refusal(stream: TritonStream, model: str, inputs: Inputs) -> str:
 
 
 def text(outputs: Outputs, name: str) -> str:
-    assert outputs[name].shape == (1,)
-    return str(outputs[name][0])
+    assert outputs[name].shape == (1, 1)
+    return str(outputs[name][0, 0])
 
 
 def number(value: int) -> np.ndarray:
@@ -47,15 +47,15 @@ def number(value: int) -> np.ndarray:
 
 
 def hear(audio: np.ndarray, language: str = "en", **more: str) -> Inputs:
-    return {"AUDIO": audio, "SOURCE_LANGUAGE": language, **more}
+    return rows({"AUDIO": audio, "SOURCE_LANGUAGE": language, **more})
 
 
 def translate(words: str, source: str = "en", target: str = "es") -> Inputs:
-    return {"SOURCE_TEXT": words, "DETECTED_LANGUAGE": source, "TARGET_LANGUAGE": target}
+    return rows({"SOURCE_TEXT": words, "DETECTED_LANGUAGE": source, "TARGET_LANGUAGE": target})
 
 
 def say(words: str, language: str = "es", **more: np.ndarray | str) -> Inputs:
-    return {"TARGET_TEXT": words, "TARGET_LANGUAGE": language, **more}
+    return rows({"TARGET_TEXT": words, "TARGET_LANGUAGE": language, **more})
 
 
 # transcribe
@@ -67,9 +67,9 @@ async def test_transcribe_reads_a_sentence_and_says_when_each_word_is_spoken(str
     heard = await stream.call("transcribe", hear(audio, language), TIMEOUT_S)
     assert text(heard, "SOURCE_TEXT").lower() == "my house has a big red door"
     assert text(heard, "DETECTED_LANGUAGE") == "en"
-    assert heard["WORDS"].tolist() == text(heard, "SOURCE_TEXT").lower().split()
+    assert heard["WORDS"][0].tolist() == text(heard, "SOURCE_TEXT").lower().split()
     assert 0 < heard["CONFIDENCE"][0] <= 1
-    spans = heard["WORD_SPANS_MS"]
+    spans = heard["WORD_SPANS_MS"][0]
     assert spans.shape == (7, 2)
     assert (np.diff(spans.reshape(-1)) >= 0).all(), "words follow each other"
     assert (spans[:, 1] > spans[:, 0]).all()
@@ -110,9 +110,9 @@ async def test_synthesize_streams_chunks_with_the_texts_riding_along(stream):
         assert text(part, "TARGET_TEXT") == LONG_SPANISH
         assert text(part, "SOURCE_TEXT") == "¿Qué señor?"
         assert text(part, "DETECTED_LANGUAGE") == "en"
-        assert part["SAMPLE_RATE_HZ"][0] == 22_050
+        assert part["SAMPLE_RATE_HZ"].tolist() == [[22_050]]
         assert 0 < part["AUDIO_CHUNK"].size <= 22_050
-    speech = np.concatenate([part["AUDIO_CHUNK"] for part in chunks])
+    speech = np.concatenate([part["AUDIO_CHUNK"][0] for part in chunks])
     assert 0.05 < np.abs(speech).max() <= 1
 
 
@@ -120,6 +120,7 @@ async def test_synthesize_answers_an_empty_text_with_one_empty_chunk(stream):
     [only] = await stream_of(stream, "synthesize", say("", SOURCE_TEXT="um"))
     assert only["AUDIO_CHUNK"].size == 0
     assert text(only, "SOURCE_TEXT") == "um"
+    assert text(only, "STATUS") == "no_speech"
 
 
 @pytest.mark.parametrize(
@@ -135,8 +136,8 @@ async def test_synthesize_answers_an_empty_text_with_one_empty_chunk(stream):
 )
 async def test_synthesize_speaks_as_fast_as_its_slot_asks_within_bounds(stream, slot, rate):
     chunks = await stream_of(stream, "synthesize", say(LONG_SPANISH, **{k: number(v) for k, v in slot.items()}))
-    [spoken_at] = {float(part["SPEECH_RATE"][0]) for part in chunks}
-    assert spoken_at == pytest.approx(rate, abs=WORD_PER_MINUTE)
+    spoken_at = [part["SPEECH_RATE"].item() for part in chunks]
+    assert spoken_at == pytest.approx([rate] * len(chunks), abs=WORD_PER_MINUTE)
 
 
 async def test_synthesize_fills_a_slot_that_it_can_fill(stream):
@@ -250,25 +251,61 @@ async def test_speech_hears_translates_and_speaks_in_one_call(stream):
 
 async def test_speech_takes_a_known_text_and_a_slot(stream):
     inputs = hear(read_aloud(SENTENCE), KNOWN_TEXT="The boy is here tomorrow.", TARGET_LANGUAGE="es")
-    chunks = await stream_of(stream, "speech", {**inputs, "SLOT_MS": number(500)})
+    chunks = await stream_of(stream, "speech", {**inputs, **rows({"SLOT_MS": number(500)})})
     assert text(chunks[0], "SOURCE_TEXT") == "The boy is here tomorrow."
     assert "mañana" in text(chunks[0], "TARGET_TEXT")
-    assert chunks[0]["SPEECH_RATE"][0] == pytest.approx(MAX_RATE, abs=WORD_PER_MINUTE)
+    assert chunks[0]["SPEECH_RATE"].item() == pytest.approx(MAX_RATE, abs=WORD_PER_MINUTE)
+
+
+# what cannot be done is a status, and the stream lives on
+
+
+UNDONE = {
+    "transcribe, language": ("transcribe", hear(np.zeros(8000, np.float32), "fr"), "unsupported", "supported: en"),
+    "transcribe, silence": ("transcribe", hear(np.zeros(8000, np.float32)), "no_speech", "no words were recognised"),
+    "translate, pair": ("translate", translate("yes", "en", "fi"), "unsupported", "supported: en->es"),
+    "synthesize, language": ("synthesize", say("yes", "wo"), "unsupported", "supported: af"),
+    "synthesize, of a failed step": (
+        "synthesize",
+        say("", STATUS="error", STATUS_MESSAGE="it broke"),
+        "error",
+        "broke",
+    ),
+    "speech, pair": (
+        "speech",
+        hear(np.zeros(8000, np.float32), KNOWN_TEXT="yes", TARGET_LANGUAGE="fi"),
+        "unsupported",
+        "supported: en->es",
+    ),
+    "speech, language": ("speech", hear(np.zeros(8000, np.float32), "fr", TARGET_LANGUAGE="es"), "unsupported", "en"),
+    "speech, silence": ("speech", hear(np.zeros(8000, np.float32), TARGET_LANGUAGE="es"), "no_speech", "no words"),
+}
+
+
+@pytest.mark.parametrize("case", UNDONE)
+async def test_what_cannot_be_done_is_one_answer_with_a_status_and_a_line_that_helps(stream, case):
+    model, inputs, status, help_text = UNDONE[case]
+    [only] = await stream_of(stream, model, inputs)
+    assert text(only, "STATUS") == status
+    assert help_text in text(only, "STATUS_MESSAGE") and "\n" not in text(only, "STATUS_MESSAGE")
+    assert "AUDIO_CHUNK" not in only or only["AUDIO_CHUNK"].size == 0
+    [again] = await stream_of(stream, model, inputs)
+    assert text(again, "STATUS") == status
 
 
 # refusals
 
 
 SILENCE = np.zeros(8000, np.float32)
+INFINITE = np.full(9, np.inf, np.float32)
 REFUSED = {
-    "transcribe, language": ("transcribe", hear(SILENCE, "fr"), "supported: en"),
     "transcribe, NaN": ("transcribe", hear(np.full(8000, np.nan, np.float32)), "NaN"),
     "transcribe, empty": ("transcribe", hear(SILENCE[:0]), "non-empty"),
     "transcribe, too long": ("transcribe", hear(np.zeros(61 * 16_000, np.float32)), "at most 60 s"),
-    "translate, pair": ("translate", translate("yes", "en", "xx"), "supported: en->es"),
-    "translate, not UTF-8": ("translate", {**translate(""), "SOURCE_TEXT": np.array([b"\xff"], object)}, "utf-8"),
-    "synthesize, language": ("synthesize", say("yes", "xx"), "supported: af"),
-    "synthesize, voice": ("synthesize", say("yes", VOICE=np.full(9, np.inf, np.float32)), "VOICE holds NaN"),
+    "translate, not UTF-8": ("translate", {**translate(""), "SOURCE_TEXT": np.array([[b"\xff"]], object)}, "utf-8"),
+    "synthesize, voice": ("synthesize", say("yes", VOICE=INFINITE, VOICE_CONSENT=np.array([True])), "VOICE holds NaN"),
+    "synthesize, fit": ("synthesize", say("yes", FIT="loose"), "natural, tight, strict"),
+    "translate, two rows": ("translate", dict.fromkeys(translate(""), np.array([[b"a"], [b"b"]], object)), "<= 1"),
     "mel, NaN": ("mel", {"AUDIO": SILENCE * np.nan, "FRAME_OFFSETS_MS": milliseconds(0)}, "NaN"),
     "mel, beyond": ("mel", {"AUDIO": SILENCE, "FRAME_OFFSETS_MS": milliseconds(2**62)}, "send longer audio"),
     "detect, empty": ("detect", {"FRAMES": np.zeros((1, 0, 0, 3), np.uint8)}, "detect: "),
@@ -277,8 +314,7 @@ REFUSED = {
         {"AUDIO": SILENCE, "FRAME_OFFSETS_MS": milliseconds(0), "FACES": np.zeros((2, 96, 96, 3), np.uint8)},
         "does not match",
     ),
-    "speech, pair": ("speech", hear(SILENCE, KNOWN_TEXT="yes", TARGET_LANGUAGE="xx"), "supported: en->es"),
-    "speech, language": ("speech", hear(SILENCE, "fr", TARGET_LANGUAGE="es"), "supported: en"),
+    "speech, NaN": ("speech", hear(SILENCE * np.nan, TARGET_LANGUAGE="es"), "NaN"),
     "an unknown model": ("nobody", {"AUDIO": SILENCE}, "nobody"),
 }
 ANSWERED = {

@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from polylip.client.errors import DeadlineError, ServerError
 from polylip.client.triton import Outputs, TritonClient, TritonStream
-from polylip.client.wire import SequencePosition, infer_request, new_sequence_id
+from polylip.client.wire import SequencePosition, infer_request, new_sequence_id, rows
 from polylip.serving.launcher import Server, ServerOptions, start_server
 from polylip.serving.probe import probe_models
 
@@ -236,16 +236,17 @@ async def test_a_missed_deadline_is_an_error_and_the_stream_serves_the_next_call
     long = np.tile(read_aloud("My house has a big red door."), 5)  # 12 s, which take the recogniser about 1 s
     async with client.stream() as stream:
         with pytest.raises(DeadlineError, match="transcribe"):
-            await stream.call("transcribe", {"AUDIO": long, "SOURCE_LANGUAGE": "en"}, 0.1)
+            await stream.call("transcribe", rows({"AUDIO": long, "SOURCE_LANGUAGE": "en"}), 0.1)
         mel = await stream.call("mel", {"AUDIO": long, "FRAME_OFFSETS_MS": milliseconds(0)}, TIMEOUT_S)
         assert mel["MEL"].shape == (1, 80, 16)
         known = {"AUDIO": long, "SOURCE_LANGUAGE": "en", "KNOWN_TEXT": "the next one"}
-        heard = await stream.call("transcribe", known, TIMEOUT_S)
-        assert heard["SOURCE_TEXT"].tolist() == ["the next one"]
+        heard = await stream.call("transcribe", rows(known), TIMEOUT_S)
+        assert heard["SOURCE_TEXT"].tolist() == [["the next one"]]
 
 
 async def test_a_stream_is_ended_by_the_server_not_cancelled(client: TritonClient):
     """A cancel that meets an answer on its way can crash tritonserver 2.51."""
     async with client.stream() as stream:
-        await stream.submit("synthesize", {"TARGET_TEXT": "Hola. " * 20, "TARGET_LANGUAGE": "es"}, TIMEOUT_S)
+        inputs = rows({"TARGET_TEXT": "Hola. " * 20, "TARGET_LANGUAGE": "es"})
+        await stream.submit("synthesize", inputs, TIMEOUT_S)
     assert await stream._call.code() is grpc.StatusCode.OK

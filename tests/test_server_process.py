@@ -22,7 +22,7 @@ from material import chunk, milliseconds
 
 from polylip.client.errors import ServerError
 from polylip.client.triton import TritonClient
-from polylip.client.wire import SequencePosition, new_sequence_id
+from polylip.client.wire import SequencePosition, new_sequence_id, rows
 from polylip.serving.doctor import LIPS_LITE, PROFILES
 from polylip.serving.guard import SHM
 from polylip.serving.launcher import Server
@@ -117,13 +117,13 @@ async def test_a_dead_model_is_named_though_health_says_ready_and_the_others_ans
 
 
 FAILING = [
-    ("transcribe", {"AUDIO": SILENCE, "SOURCE_LANGUAGE": "xx"}),
-    ("translate", {"SOURCE_TEXT": "yes", "DETECTED_LANGUAGE": "en", "TARGET_LANGUAGE": "xx"}),
-    ("synthesize", {"TARGET_TEXT": "yes", "TARGET_LANGUAGE": "xx"}),
+    ("transcribe", rows({"AUDIO": SILENCE * np.nan, "SOURCE_LANGUAGE": "en"})),
+    ("translate", rows({"SOURCE_TEXT": "yes", "DETECTED_LANGUAGE": "en", "TARGET_LANGUAGE": "es", "STATUS": "odd"})),
+    ("synthesize", rows({"TARGET_TEXT": "yes", "TARGET_LANGUAGE": "es", "FIT": "odd"})),
     ("mel", {"AUDIO": SILENCE, "FRAME_OFFSETS_MS": milliseconds(-1)}),
     ("detect", {"FRAMES": np.zeros((1, 0, 0, 3), np.uint8)}),
-    ("speech", {"AUDIO": SILENCE, "SOURCE_LANGUAGE": "en", "TARGET_LANGUAGE": "xx", "KNOWN_TEXT": "yes"}),
-    ("speech", {"AUDIO": SILENCE, "SOURCE_LANGUAGE": "xx", "TARGET_LANGUAGE": "es"}),
+    ("speech", rows({"AUDIO": SILENCE * np.nan, "SOURCE_LANGUAGE": "en", "TARGET_LANGUAGE": "es"})),
+    ("speech", rows({"AUDIO": SILENCE, "SOURCE_LANGUAGE": "en", "TARGET_LANGUAGE": "es", "FIT": "odd"})),
     (
         "lipsync",
         {"AUDIO": SILENCE, "FRAME_OFFSETS_MS": milliseconds(9999), "FACES": np.zeros((1, 96, 96, 3), np.uint8)},

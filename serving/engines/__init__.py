@@ -5,19 +5,44 @@ An engine is imported only when its model asks for it, so that one engine's depe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from polylip.serving.isochrony import Slot
-
 Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
 Parameters = Mapping[str, str]
+Cancelled = Callable[[], bool]
+
+
+def never() -> bool:
+    """The `cancelled` of work that nobody can call off."""
+    return False
+
+
+class Status(StrEnum):
+    """How one step of the speech line ended; anything but OK passes through the steps behind it."""
+
+    OK = "ok"
+    NO_SPEECH = "no_speech"  # nothing was said, or nothing that can be trusted
+    UNSUPPORTED = "unsupported"  # a language or a pair that the engine cannot do
+    ERROR = "error"  # the engine failed
+    CANCELLED = "cancelled"  # nobody waits for it any more
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One segment to be recognised."""
+
+    audio: Float32  # (samples,), mono, 16 kHz, [-1, 1]
+    language: str  # ISO 639-1 or "auto"
+    context: str = ""  # the words before it
+    cancelled: Cancelled = never
 
 
 @dataclass(frozen=True)
@@ -29,22 +54,15 @@ class Transcript:
     words: tuple[str, ...] = ()
     spans_ms: tuple[tuple[int, int], ...] = ()  # start and end of each word within the segment
     confidence: float = 0.0  # 0 to 1
-
-
-@dataclass(frozen=True)
-class SpeechChunk:
-    """A piece of synthesised speech."""
-
-    audio: Float32  # (samples,), mono, [-1, 1]
-    sample_rate_hz: int
-    rate: float  # speaking rate used, 1 = the normal speed of the voice
+    status: Status = Status.OK
+    message: str = ""  # one line: why the status is not OK, and what helps
 
 
 class Transcriber(Protocol):
     """Engine of `transcribe`."""
 
-    def transcribe(self, audio: Float32, language: str, context: str) -> Transcript:
-        """Audio float32 (samples,) at 16 kHz; language ISO 639-1 or `auto`. Raises UnsupportedError."""
+    def transcribe(self, utterances: Sequence[Utterance]) -> list[Transcript]:
+        """One transcript per utterance, in order: one that cannot be had is a status, and touches no other."""
         ...
 
     def resolve_language(self, language: str) -> str:
@@ -52,20 +70,69 @@ class Transcriber(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Passage:
+    """One segment's text to be translated."""
+
+    text: str
+    source: str  # ISO 639-1
+    target: str  # ISO 639-1
+    glossary: str = ""  # lines `term` (kept as it is) or `term = translation` (forced)
+    cancelled: Cancelled = never
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A passage in the target language."""
+
+    text: str
+    status: Status = Status.OK
+    message: str = ""  # one line: why the status is not OK, and what helps
+
+
 class Translator(Protocol):
     """Engine of `translate`."""
 
-    def translate(self, text: str, source: str, target: str) -> str:
-        """Raises UnsupportedError with the supported pairs, EngineError when the engine fails."""
+    def translate(self, passages: Sequence[Passage]) -> list[Translation]:
+        """One translation per passage, in order: one that cannot be had is a status, and touches no other."""
         ...
 
 
 class Voice(Protocol):
-    """Engine of `synthesize`."""
+    """Engine of `synthesize`. `polylip.serving.speaking` fits what it says into the time there is."""
 
-    def speak(self, text: str, language: str, voice: Float32 | None, slot: Slot) -> Iterator[SpeechChunk]:
-        """Chunks as they are made. Raises UnsupportedError, EngineError."""
+    sample_rate_hz: int
+    speeds: tuple[float, float]  # what its own speed can do, 1 = normal
+
+    def pieces(self, text: str, language: str) -> list[str]:
+        """The text in parts that are synthesised one after another, ready to be read out.
+
+        `language` is ISO 639-1. Raises UnsupportedError for a language without voice.
+        """
         ...
+
+    def estimate_ms(self, piece: str, language: str) -> float:
+        """How long the piece will last at normal speed, before it is synthesised."""
+        ...
+
+    def speaker(self, reference: Float32 | None, stream: str) -> Speaker:
+        """The voice to speak with: cloned from reference speech float32 (samples,) at 16 kHz, else a stock voice.
+
+        `stream` names the caller's media stream: what is kept of a voice is kept for that stream alone.
+        """
+        ...
+
+    def say(self, piece: str, language: str, speaker: Speaker, speed: float, cancelled: Cancelled) -> Iterator[Float32]:
+        """The piece's audio, float32 (samples,), as it is made. `speed` lies within `speeds`. Raises EngineError."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Speaker:
+    """A voice that is ready to speak."""
+
+    cloned: bool
+    state: Any = None  # the engine's own
 
 
 class Detector(Protocol):
@@ -85,9 +152,18 @@ class Lips(Protocol):
 
 
 ENGINES: dict[str, dict[str, str]] = {
-    "transcribe": {"pocketsphinx": "polylip.serving.engines.pocketsphinx:Pocketsphinx"},
-    "translate": {"apertium": "polylip.serving.engines.apertium:Apertium"},
-    "synthesize": {"espeak-ng": "polylip.serving.engines.espeak:Espeak"},
+    "transcribe": {
+        "pocketsphinx": "polylip.serving.engines.pocketsphinx:Pocketsphinx",
+        "faster-whisper": "polylip.serving.engines.faster_whisper:FasterWhisper",
+    },
+    "translate": {
+        "apertium": "polylip.serving.engines.apertium:Apertium",
+        "opus-mt": "polylip.serving.engines.opus_mt:OpusMt",
+    },
+    "synthesize": {
+        "espeak-ng": "polylip.serving.engines.espeak:Espeak",
+        "xtts-v2": "polylip.serving.engines.xtts:Xtts",
+    },
     "detect": {
         "cascade": "polylip.serving.engines.cascade:Cascade",
         "s3fd": "polylip.serving.engines.s3fd:S3fd",

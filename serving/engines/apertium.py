@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 
-from polylip.serving.engines import Parameters
+from polylip.serving.engines import Parameters, Passage, Translation
 from polylip.serving.errors import EngineError, UnsupportedError
+from polylip.serving.languages import unsupported_pair
 
 # ISO 639-1 to the ISO 639-3 codes in apertium's mode names; the languages of Debian's apertium pairs.
 ISO_639_3 = {
@@ -27,13 +29,13 @@ class Apertium:
     def __init__(self, parameters: Parameters, version_dir: str) -> None:
         self._modes = installed_modes()
 
-    def translate(self, text: str, source: str, target: str) -> str:
+    def translate(self, passages: Sequence[Passage]) -> list[Translation]:
+        return [Translation(self._translate(p.text, p.source, p.target)) for p in passages]
+
+    def _translate(self, text: str, source: str, target: str) -> str:
         mode = self._modes.get((source, target))
         if mode is None:
-            pairs = ", ".join(sorted(f"{a}->{b}" for a, b in self._modes)) or "none"
-            raise UnsupportedError(
-                f"language pair {source}->{target} is not supported by apertium here; supported: {pairs}"
-            )
+            raise UnsupportedError(unsupported_pair("apertium", source, target, self._modes))
         if not text.strip():
             return ""
         return _tidy(_run(["apertium", "-u", mode], text))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 from pocketsphinx import Decoder
 
-from polylip.serving.engines import Float32, Parameters, Transcript
+from polylip.serving.engines import Parameters, Transcript, Utterance
 from polylip.serving.errors import UnsupportedError
+from polylip.serving.languages import unsupported_source
 from polylip.serving.mel import SAMPLE_RATE_HZ
 
 MS_PER_FRAME = 10  # the decoder counts time in frames of 10 ms
@@ -25,13 +27,14 @@ class Pocketsphinx:
 
     def resolve_language(self, language: str) -> str:
         if language not in ("auto", LANGUAGE):
-            raise UnsupportedError(
-                f"source language {language!r} is not supported by pocketsphinx; supported: {LANGUAGE}"
-            )
+            raise UnsupportedError(unsupported_source("pocketsphinx", language, [LANGUAGE]))
         return LANGUAGE
 
-    def transcribe(self, audio: Float32, language: str, context: str) -> Transcript:
-        language = self.resolve_language(language)
+    def transcribe(self, utterances: Sequence[Utterance]) -> list[Transcript]:
+        return [self._transcribe(utterance) for utterance in utterances]
+
+    def _transcribe(self, utterance: Utterance) -> Transcript:
+        audio, language = utterance.audio, self.resolve_language(utterance.language)
         pad = np.zeros(int(PAD_S * SAMPLE_RATE_HZ), dtype=np.int16)
         pcm = np.clip(np.rint(audio * 32767.0), -32768, 32767).astype(np.int16)
         self._decoder.start_utt()

@@ -1,7 +1,10 @@
-"""Text to text: SOURCE_TEXT -> TARGET_TEXT. Tensors in config.pbtxt; the work is in the engine."""
+"""Text to text: SOURCE_TEXT -> TARGET_TEXT. Tensors in config.pbtxt; the work is in the engine.
 
-from polylip.serving import adapter
-from polylip.serving.engines import Translator, load_engine
+A segment that came with a status other than "ok" is passed on untranslated, with that status.
+"""
+
+from polylip.serving import adapter, steps
+from polylip.serving.engines import Passage, Status, Translation, Translator, load_engine
 
 
 class TritonPythonModel:
@@ -9,9 +12,29 @@ class TritonPythonModel:
         self.engine: Translator = load_engine("translate", adapter.parameters(args), adapter.version_dir(args))
 
     def execute(self, requests):
-        return adapter.answer("translate", self._translate, requests)
+        return adapter.answer_rows("translate", _read, self._translate, requests)
 
-    def _translate(self, request):
-        source = adapter.text(request, "DETECTED_LANGUAGE")
-        target = adapter.text(request, "TARGET_LANGUAGE")
-        return {"TARGET_TEXT": self.engine.translate(adapter.text(request, "SOURCE_TEXT"), source, target)}
+    def _translate(self, jobs):
+        done = iter(steps.translate(self.engine, [job for job in jobs if isinstance(job, Passage)]))
+        return [_outputs(next(done) if isinstance(job, Passage) else job) for job in jobs]
+
+
+def _read(request):
+    status = Status(adapter.text(request, "STATUS", Status.OK))
+    if status is not Status.OK:
+        return Translation("", status, adapter.text(request, "STATUS_MESSAGE"))
+    return Passage(
+        adapter.text(request, "SOURCE_TEXT"),
+        adapter.text(request, "DETECTED_LANGUAGE"),
+        adapter.text(request, "TARGET_LANGUAGE"),
+        adapter.text(request, "GLOSSARY"),
+        request.is_cancelled,
+    )
+
+
+def _outputs(translation):
+    return {
+        "TARGET_TEXT": translation.text,
+        "STATUS": translation.status,
+        "STATUS_MESSAGE": translation.message,
+    }
