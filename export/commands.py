@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from polylip.export.opus_command import opus_mt
 from polylip.export.plan_command import plan
 
 app = typer.Typer(no_args_is_help=True, help="Make the files that the model repository serves.")
 app.command("plan")(plan)
+app.command("opus-mt")(opus_mt)
 
 
 @app.command("lite")

@@ -1,20 +1,30 @@
-"""A copy of the model repository with graphs of generated weights, for benchmarks and tests that have no public ones.
+"""A copy of the model repository with generated weights, for benchmarks and tests that have no public ones.
 
-The graphs are full size and exported and checked like any other; only the weights are random, so times are right and
-pictures are meaningless.
+The graphs of the picture are full size and exported and checked like any other; only the weights are random, so times
+are right and pictures are meaningless. The speech models come tiny, knowing a few words, or full size and random.
 """
 
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from polylip.export.generated import generated_network
 from polylip.export.networks import S3FD, Wav2LipGenerator
 from polylip.export.onnx_export import export_detect, export_lips
 from polylip.export.sidecar import Precision, Source
 from polylip.serving.runtime import find_model_repository
+
+SpeechSize = Literal["tiny", "full"]
+WHISPER_SIZES = {"tiny": "tiny-random", "full": "small-random"}
+SPOKEN_PAIRS = (  # what the tiny translator is taught; the tiny recogniser hears the English side as tones
+    ("hello friend", "hola amigo"),
+    ("the water is green", "el agua es verde"),
+    ("water", "agua"),
+)
 
 
 def make_generated_repository(
@@ -34,3 +44,33 @@ def make_generated_repository(
         export_lips(lips, folder, precision, Source("generated"))
         export_detect(found, folder, precision, Source("generated"))
     return folder
+
+
+def speak_like_lite(repository: Path) -> None:
+    """Let profile cpu of a copied repository hear, translate and speak with the engines of profile lite."""
+    for model in ("transcribe", "translate", "synthesize"):
+        configs = repository / model / "configs"
+        shutil.copyfile(configs / "lite.pbtxt", configs / "cpu.pbtxt")
+
+
+def make_generated_speech(
+    repository: Path, weights: Path, size: SpeechSize = "tiny", pairs: Sequence[str] = ("en-es",)
+) -> None:
+    """Write the weights that profile cpu's recogniser and voice look for into `weights`, its pairs into `repository`.
+
+    Tiny ones translate SPOKEN_PAIRS from English and hear `polylip.export.generated_whisper.sounds` of them; the voice
+    babbles.
+    """
+    from polylip.export.generated_marian import make_marian  # noqa: PLC0415  the extra `speech`, which pictures lack
+    from polylip.export.generated_whisper import make_whisper  # noqa: PLC0415
+    from polylip.export.generated_xtts import make_xtts  # noqa: PLC0415
+    from polylip.export.opus_mt import convert_opus_mt  # noqa: PLC0415
+
+    make_whisper(weights / "faster-whisper-small", WHISPER_SIZES[size], taught=size == "tiny")
+    make_xtts(weights / "xtts-v2", size)
+    for pair in pairs:
+        lesson = SPOKEN_PAIRS if pair.startswith("en") else [(target, source) for source, target in SPOKEN_PAIRS]
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = Path(folder)
+            make_marian(checkpoint, pair, size, train_on=lesson if size == "tiny" else ())
+            convert_opus_mt(checkpoint, repository / "translate" / "1" / pair, generated=True)

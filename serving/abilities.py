@@ -67,6 +67,7 @@ POCKETSPHINX_PACKAGES = ("pocketsphinx",)
 WHISPER_PACKAGES = ("faster_whisper",)
 OPUS_PACKAGES = ("ctranslate2", "sentencepiece", "sentencex")
 XTTS_OWN_PACKAGES = ("TTS", "torch", "torchaudio", "num2words", "tokenizers")
+NOT_READ = ("LICENSE", "vocabulary.")  # Whisper's vocabulary is .txt or .json; its engine does not ask which
 FETCH = "polylip fetch"
 EXPORT = "polylip export opus-mt"  # of what was fetched
 
@@ -292,7 +293,7 @@ def _packages(setting: _Setting, modules: Iterable[str], need: Need) -> Needs:
 def _weights(setting: _Setting, name: str) -> Needs:
     """What brings the weights that a config names, unless they are there."""
     model = _manifest().get(name)
-    files = [file.name for file in model.files if not file.name.startswith("LICENSE")] if model else ["config.json"]
+    files = [file.name for file in model.files if not file.name.startswith(NOT_READ)] if model else ["config.json"]
     try:
         if setting.look:
             find_weights(name, str(setting.version_dir), files, FETCH)

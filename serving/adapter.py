@@ -69,7 +69,8 @@ def row(request: Any, name: str) -> npt.NDArray[Any] | None:
         return None
     if value.shape[0] != 1:
         raise ValueError(f"{name} must hold one row per request, it has shape {list(value.shape)}")
-    return value[0]
+    one: npt.NDArray[Any] = value[0]
+    return one
 
 
 def flag(request: Any, name: str) -> bool:

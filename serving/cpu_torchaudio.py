@@ -20,11 +20,15 @@ def compiled_parts() -> list[Path]:
     return [] if spec is None or spec.origin is None else sorted((Path(spec.origin).parent / "lib").glob("*.so"))
 
 
+def torch_has_cuda() -> bool:
+    """Whether the installed torch is a CUDA build; seen from its files, as importing it takes a second."""
+    spec = find_spec("torch")
+    return spec is not None and spec.origin is not None and (Path(spec.origin).parent / "lib/libc10_cuda.so").exists()
+
+
 def drop_compiled_parts() -> list[Path]:
     """Remove them if torch has no CUDA; what was removed."""
-    import torch  # noqa: PLC0415  takes a second, and only this function needs it
-
-    unusable = [] if torch.version.cuda else compiled_parts()
+    unusable = [] if torch_has_cuda() else compiled_parts()
     for path in unusable:
         path.unlink()
     return unusable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +10,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from polylip.export.sidecar import GRAPH_FILES, Precision, read_sidecar, sidecar_path
-from polylip.serving.engines.apertium import installed_modes
+from polylip.serving.abilities import Abilities, commands, profile_abilities
+from polylip.serving.cpu_torchaudio import COMMAND, compiled_parts, torch_has_cuda
 from polylip.serving.errors import EngineError, MissingError, UnknownProfileError
 from polylip.serving.guard import SHM
+from polylip.serving.languages import listed
 from polylip.serving.plans import fitting_plans
 from polylip.serving.runtime import find_model_repository, find_runtime, require_backend
 
 PROFILES = ("lite", "cpu", "gpu", "onnx", "openvino")
 LIPS_LITE = "lips/1/lips_lite.onnx"
-SPEAKING_PROFILES = ("lite", "cpu")
+FIRST_PAIR = ("en", "es")  # the remedy names the pair of the examples
 SPEECH_MODELS = frozenset({"transcribe", "translate", "synthesize", "speech"})
 PICTURE_MODELS = frozenset({"detect", "track", "faces", "mel", "lips", "lipsync"})
+NETWORK_MODELS = PICTURE_MODELS - {"mel", "track"}
 SHARED_MEMORY_MIB = 64  # the lite profile's Python models map about 30 MiB
 
 
@@ -49,26 +51,44 @@ def run_checks(profile: str, model_repository: Path | None = None, models: Colle
     checks: Looks = [
         ("tritonserver", lambda: str(find_runtime().binary)),
         ("model repository", lambda: _models(repository or find_model_repository(), models)),
-        *(_speech(profile) if not models or SPEECH_MODELS & set(models) else []),
-        *(_PICTURE[profile](repository) if not models or PICTURE_MODELS & set(models) else []),
+        *(_speech(profile, repository) if not models or SPEECH_MODELS & set(models) else []),
+        *(_PICTURE[profile](repository) if not models or NETWORK_MODELS & set(models) else []),
         ("shared memory", _shared_memory),
     ]
     return [_check(name, look) for name, look in checks]
 
 
-def _speech(profile: str) -> Looks:
-    if profile not in SPEAKING_PROFILES:
-        return [("speech engines", lambda: _no_speech(profile))]
+def _speech(profile: str, repository: Path | None) -> Looks:
+    able = profile_abilities(profile, repository)
     return [
-        ("recogniser (pocketsphinx)", lambda: _package("pocketsphinx")),
-        ("translator (apertium)", _apertium),
-        ("voice (espeak-ng)", lambda: _program("espeak-ng", "espeak-ng")),
+        (f"recogniser ({able.hears.engine})", partial(_ready, able.hears, "languages")),
+        (f"translator ({able.translates.engine})", partial(_translator, able.translates)),
+        (f"voice ({able.speaks.engine})", partial(_ready, able.speaks, "languages")),
+        *([("torchaudio", _torchaudio)] if able.speaks.engine == "xtts-v2" else []),
     ]
 
 
-def _no_speech(profile: str) -> str:
-    picture = ",".join(sorted(PICTURE_MODELS))
-    raise MissingError(f"profile {profile} has none yet; serve its picture models: --models {picture}")
+def _ready(engine: Abilities, of: str) -> str:
+    if engine.needs:
+        raise MissingError(f"run: {'; '.join(commands(engine.needs))}")
+    return f"{len(engine.languages)} {of}" if len(engine.languages) > 1 else "".join(engine.languages)
+
+
+def _translator(engine: Abilities) -> str:
+    """At least one pair must be there; the others can come later."""
+    ready = sorted("->".join(pair) for pair, needs in engine.pairs.items() if not needs)
+    if not ready:
+        first = next(iter(sorted(engine.pairs.items(), key=lambda item: item[0] != FIRST_PAIR)))
+        raise MissingError(f"no language pair is ready; for {'->'.join(first[0])} run: {'; '.join(commands(first[1]))}")
+    return listed(ready)
+
+
+def _torchaudio() -> str:
+    if find_spec("torchaudio") is None:
+        raise MissingError("not installed; run: pip install 'polylip[speech]'")
+    if compiled_parts() and not torch_has_cuda():
+        raise MissingError(f"its compiled parts need CUDA's torch; run: {COMMAND}")
+    return "installed"
 
 
 def _lite_picture(repository: Path | None) -> Looks:
@@ -137,21 +157,6 @@ def _package(module: str) -> str:
     if find_spec(module) is None:
         raise MissingError("not installed; run: pip install 'polylip[serve]'")
     return "installed"
-
-
-def _program(name: str, debian_package: str) -> str:
-    path = shutil.which(name)
-    if path is None:
-        raise MissingError(f"not installed; run: apt-get install {debian_package}")
-    return path
-
-
-def _apertium() -> str:
-    path = _program("apertium", "apertium-eng-spa")
-    pairs = sorted(f"{a}->{b}" for a, b in installed_modes())
-    if not pairs:
-        raise MissingError("no language pair is installed; run: apt-get install apertium-eng-spa")
-    return f"{path}, {', '.join(pairs)}"
 
 
 def _models(repository: Path, wanted: Collection[str]) -> str:

@@ -48,6 +48,9 @@ class Slot:
         return Slot(fill, limit, self.fit)
 
 
+ANY_LENGTH = Slot()
+
+
 def parse_fit(name: str) -> Fit:
     """The preset of this name; an empty one is the default. Raises ValueError listing them."""
     try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polylip.serving.engines import Cancelled, Float32, Voice, never
-from polylip.serving.isochrony import Slot, fit_rate, share
+from polylip.serving.isochrony import ANY_LENGTH, Slot, fit_rate, share
 from polylip.serving.stretch import stretched
 
 PAUSE_MS = 200.0  # between two sentences, at normal speed
@@ -32,7 +32,7 @@ class Line:
     language: str  # ISO 639-1
     reference: Float32 | None = None  # speech of the voice to clone, (samples,) at 16 kHz; given with consent only
     stream: str = ""  # the caller's media stream
-    slot: Slot = Slot()
+    slot: Slot = ANY_LENGTH
     cancelled: Cancelled = never
 
 

@@ -68,13 +68,18 @@ def demo_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def generated_repository(tmp_path_factory: pytest.TempPathFactory, demo_clip: Path) -> Path:
-    """A model repository with full-size graphs of generated weights; S3FD is fitted to the faces of the clips."""
+    """A model repository with full-size graphs of generated weights and the speech of profile lite.
+
+    S3FD is fitted to the faces of the clips.
+    """
     from polylip.export.generated_faces import generated_detector  # noqa: PLC0415  torch takes 2 s to import
-    from polylip.perf.generated_repository import make_generated_repository  # noqa: PLC0415
+    from polylip.perf.generated_repository import make_generated_repository, speak_like_lite  # noqa: PLC0415
 
     folder = tmp_path_factory.mktemp("generated") / "repository"
     clips = [demo_clip, *([REAL_CLIP] if REAL_CLIP.is_file() else [])]
-    return make_generated_repository(folder, detector=generated_detector(*clips))
+    make_generated_repository(folder, detector=generated_detector(*clips))
+    speak_like_lite(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

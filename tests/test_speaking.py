@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from polylip.serving.engines import Cancelled, Float32, Speaker
 from polylip.serving.engines.espeak import Espeak
-from polylip.serving.isochrony import RANGES, Fit, Slot, fit_rate, parse_fit, share
+from polylip.serving.isochrony import ANY_LENGTH, RANGES, Fit, Slot, fit_rate, parse_fit, share
 from polylip.serving.speaking import PAUSE_MS, Line, Speaking, SpeechChunk
 from polylip.serving.stretch import stretched
 
@@ -44,7 +44,7 @@ class Buzzer:
             yield np.sin(np.arange(samples) * 2 * np.pi * 200 / RATE_HZ).astype(np.float32) * 0.5
 
 
-def spoken(voice: Buzzer | Espeak, text: str, slot: Slot = Slot(), **more) -> list[SpeechChunk]:
+def spoken(voice: Buzzer | Espeak, text: str, slot: Slot = ANY_LENGTH, **more) -> list[SpeechChunk]:
     return list(Speaking(voice).speak(Line(text, "es", slot=slot, **more)))
 
 
