@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -325,7 +326,7 @@ def _options(parameters: Parameters, version_dir: str, ctranslate2: ModuleType) 
     return Options(
         device,
         compute_type,
-        _whole_number(parameters, "threads", 0, 0),
+        _whole_number(parameters, "threads", 0, 0) or len(os.sched_getaffinity(0)),
         _whole_number(parameters, "memory_limit_mib", DEFAULT_MEMORY_LIMIT_MIB, 1),
         _whole_number(parameters, "beam_size", DEFAULT_BEAM_SIZE, 1),
         _default_glossary(parameters.get("glossary", ""), version_dir),
