@@ -425,6 +425,7 @@ def test_generated_weights_are_the_same_for_the_same_seed(weights, tmp_path):
     again = make_xtts(tmp_path / "again")
     assert (again / SPEAKERS).stat().st_size == (weights / SPEAKERS).stat().st_size
     first, second = (torch.load(folder / MODEL, weights_only=True)["model"] for folder in (weights, again))
-    assert all(torch.equal(first[name], second[name]) for name in chain(first, second))
+    # The last layer is scaled by a measured loudness, whose last digits depend on the number of threads.
+    assert all(torch.allclose(first[name], second[name], rtol=1e-4) for name in chain(first, second))
     assert (weights / MODEL).stat().st_size < 150e6
     shutil.rmtree(again)
