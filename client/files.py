@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from polylip.client.errors import InputError
+from polylip.serving.glossary import parse_glossary
 
 MAX_GLOSSARY_BYTES = 64 << 10  # it travels with every segment
 
@@ -28,8 +29,12 @@ def read_glossary(path: Path) -> str:
             content = file.read(MAX_GLOSSARY_BYTES + 1)
         if len(content) > MAX_GLOSSARY_BYTES:
             raise InputError(f"{path}: a glossary holds at most {MAX_GLOSSARY_BYTES >> 10} KiB")
-        return content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig")
+        parse_glossary(text, str(path))
+        return text
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    except ValueError as error:
+        raise InputError(str(error)) from None

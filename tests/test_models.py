@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 
 import numpy as np
@@ -114,6 +115,16 @@ async def test_synthesize_streams_chunks_with_the_texts_riding_along(stream):
         assert 0 < part["AUDIO_CHUNK"].size <= 22_050
     speech = np.concatenate([part["AUDIO_CHUNK"][0] for part in chunks])
     assert 0.05 < np.abs(speech).max() <= 1
+
+
+async def test_synthesize_sends_sound_before_the_last_sentence_is_made(stream):
+    """Chunks come one after another while sentences are still to be spoken, not all at the end."""
+    sent_at, arrivals, pieces = time.monotonic(), [], []
+    async for answer in await stream.submit("synthesize", say(LONG_SPANISH * 6), TIMEOUT_S):
+        arrivals.append(time.monotonic() - sent_at)
+        pieces.append(answer["AUDIO_CHUNK"].size)
+    assert arrivals[0] < 0.75 * arrivals[-1]
+    assert pieces[0] < sum(pieces) / 20
 
 
 async def test_synthesize_answers_an_empty_text_with_one_empty_chunk(stream):

@@ -30,6 +30,8 @@ class Apertium:
         self._modes = installed_modes()
 
     def translate(self, passages: Sequence[Passage]) -> list[Translation]:
+        if any(passage.glossary for passage in passages):
+            raise UnsupportedError("apertium takes no glossary; leave it out, or use profile cpu or gpu")
         return [Translation(self._translate(p.text, p.source, p.target)) for p in passages]
 
     def _translate(self, text: str, source: str, target: str) -> str:

@@ -1,0 +1,199 @@
+"""What a dubbing job leaves behind: the report with its warnings, the marked video and the files beside it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from polylip.client.contact_sheet import write_contact_sheet
+from polylip.client.errors import InputError
+from polylip.client.faces import FacesBranch
+from polylip.client.marking import DubFacts, VoiceKind, container_tags, drop_sidecar, mark_video
+from polylip.client.marking_keys import Identity
+from polylip.client.media_in import MediaInfo
+from polylip.client.media_out import MediaWriter
+from polylip.client.options import DubOptions
+from polylip.client.render import Renderer
+from polylip.client.report import write_report
+from polylip.client.results import FaceSample, Report, SegmentResult, Status, VoiceUsed
+from polylip.client.ring import FrameRing
+from polylip.client.speaker import parse_wish
+from polylip.client.speech import SpeechBranch
+from polylip.client.subtitles import write_subtitles
+from polylip.client.timeline import Timeline
+
+STAND_INS = {"synthesize": "espeak-ng", "lips": "onnxruntime"}  # rules, no trained networks
+
+
+@dataclass(frozen=True)
+class DubResult:
+    """What a job left behind."""
+
+    report: Report
+    video: Path
+    files: list[Path] = field(default_factory=list)  # report, subtitles, contact sheet
+    face_samples: list[FaceSample] = field(default_factory=list)  # spread over the whole video
+
+    @property
+    def complete(self) -> bool:
+        """Whether no segment failed."""
+        return not missing_segments(self.report)
+
+
+@dataclass
+class Run:
+    """The parts of a finished run that the report is made from."""
+
+    timeline: Timeline
+    ring: FrameRing
+    faces: FacesBranch
+    speech: SpeechBranch
+    renderer: Renderer
+    damaged_packets: int  # of picture and sound
+
+
+def missing_segments(report: Report) -> list[int]:
+    """Numbers (from 1) of the segments that have no dub because the server failed."""
+    return _failed(report.segments)
+
+
+def _failed(segments: list[SegmentResult]) -> list[int]:
+    return [i for i, segment in enumerate(segments, 1) if segment.status is Status.ERROR]
+
+
+def container_marks(options: DubOptions) -> dict[str, str]:
+    """Of the container; written before the server is asked for its engines."""
+    generative = options.profile != "lite" or options.url is not None
+    return container_tags(options.target_language, generative=generative) if options.mark else {}
+
+
+def _mark(video: Path, options: DubOptions, report: Report, identity: Identity | None) -> None:
+    if identity is None:
+        drop_sidecar(video)
+        return
+    cloned = any(segment.voice is VoiceUsed.CLONED for segment in report.segments)
+    facts = DubFacts(
+        report.source_language,
+        report.target_language,
+        dubbed_segments=sum(segment.status is Status.DUBBED for segment in report.segments),
+        lips_rendered=report.frames_lipsynced > 0,
+        voice=VoiceKind.CLONED_WITH_CONSENT if cloned else VoiceKind.STOCK,
+        generative=any(report.engines[model] != stand_in for model, stand_in in STAND_INS.items()),
+        profile=report.profile,
+        engines=tuple(filter(None, report.engines.values())),
+    )
+    report.warnings += mark_video(video, options.input, facts, identity)
+
+
+def finish(
+    options: DubOptions, writer: MediaWriter, report: Report, samples: list[FaceSample], identity: Identity | None
+) -> DubResult:
+    """Move the video into place and write its companions beside it."""
+    video = options.output
+    if missing_segments(report):
+        video = options.output.with_suffix(f".partial{options.output.suffix}")
+    writer.finish(video)
+    report.output = str(video)
+    _mark(video, options, report, identity)
+    folder = video.parent
+    source, sheet = options.input.absolute(), folder / "contact_sheet.png"  # absolute: av takes names for URLs
+    try:
+        files = [
+            write_report(report, folder / "report.json"),
+            *write_subtitles(report.segments, video, report.source_language, report.target_language),
+            write_contact_sheet(source, video, samples, report.segments, sheet, duration_s=report.duration_s),
+        ]
+    except OSError as error:
+        raise InputError(f"{video} is written, but not what belongs beside it ({error.strerror}); make room") from None
+    return DubResult(report, video, files, samples)
+
+
+def make_report(options: DubOptions, info: MediaInfo, run: Run, wall_s: float) -> Report:
+    counts = run.renderer.counts
+    duration_s = info.duration_s or run.renderer.position_ms / 1000
+    return Report(
+        profile=options.profile,
+        input=str(options.input),
+        output=str(options.output),
+        source_language=run.speech.detected_language,
+        target_language=options.target_language,
+        duration_s=duration_s,
+        frames=counts.frames,
+        frames_lipsynced=counts.lipsynced,
+        frames_without_face=counts.without_face,
+        real_time_factor=wall_s / duration_s,
+        wall_s=wall_s,
+        av_offset_ms=run.renderer.offsets.offset_ms,
+        segments=run.timeline.results,
+        versions={
+            "polylip": version("polylip"),
+            "python": platform.python_version(),
+            "av": version("av"),
+            "numpy": version("numpy"),
+        },
+        faces=run.faces.tracks,
+        face_spans_hidden=run.renderer.hidden.spans,
+        counters={
+            "key_frames": run.faces.keys.total,
+            "dense_key_frames": run.faces.keys.dense,
+            "cuts": run.faces.cuts,
+            "lipsync_calls": counts.lips_calls,
+            "lipsync_frames": counts.lips_frames,
+            "failed_lipsync_calls": counts.lips_failures,
+            "failed_faces_chunks": run.faces.failed_chunks,
+            "ring_capacity": run.ring.capacity,
+            "ring_high_water": run.ring.high_water,
+        },
+        seam=run.renderer.quality.seam,
+        seam_worst=run.renderer.quality.seam_worst,
+        flicker=run.renderer.quality.flicker,
+        flicker_worst=run.renderer.quality.flicker_worst,
+        warnings=_warnings(options, run, duration_s),
+    )
+
+
+def _weights_warning(options: DubOptions) -> list[str]:
+    """Of a server that was started for the job; what a running one serves cannot be seen from here."""
+    if options.url is not None:
+        return []
+    from polylip.serving.doctor import generated_networks  # noqa: PLC0415  needs the extra `serve`
+
+    names = generated_networks(options.profile)
+    return [f"generated weights in {' and '.join(names)}: the picture means nothing"] if names else []
+
+
+def _warnings(options: DubOptions, run: Run, duration_s: float) -> list[str]:
+    counts, segments = run.renderer.counts, run.timeline.results
+    warnings = []
+    if not segments:
+        warnings.append("no speech found: picture and sound pass through unchanged")
+    elif counts.without_face == counts.frames:
+        warnings.append("no face found: only the sound is dubbed, the picture passes through unchanged")
+    warnings += _weights_warning(options)
+    if options.voice_consent and any(s.voice is VoiceUsed.STOCK for s in segments):
+        warnings.append(
+            "a stock voice speaks where the server's voice cannot clone or has heard less than 1 s of speech"
+        )
+    unsupported = [segment for segment in segments if segment.status is Status.UNSUPPORTED]
+    if unsupported:
+        warnings.append(f"{len(unsupported)} segments keep their original sound: {unsupported[0].message}")
+    wish = parse_wish(options.face)
+    if wish is not None and wish.track_id is not None and wish.track_id not in [t.id for t in run.faces.tracks]:
+        warnings.append(f"--face {options.face}: no face has this number, so the one who speaks was taken")
+    missing = _failed(segments)
+    if missing:
+        reason = segments[missing[0] - 1].message
+        warnings.append(
+            f"segments without a dub: {', '.join(map(str, missing))}, their original sound passes ({reason})"
+        )
+    if run.damaged_packets:
+        warnings.append(f"the input is damaged: {run.damaged_packets} packets of picture or sound were skipped")
+    if run.faces.failed_chunks or counts.lips_failures:
+        failed = run.faces.failed_chunks + counts.lips_failures
+        warnings.append(f"{failed} picture requests failed: the frames they cover pass unchanged")
+    over_ms = max([s.dub_end_ms or 0 for s in segments], default=0) - duration_s * 1000
+    if over_ms > 1:
+        warnings.append(f"the last dub runs {over_ms:.0f} ms past the end of the picture: no word is cut")
+    return warnings
