@@ -59,7 +59,10 @@ def run_checks(profile: str, model_repository: Path | None = None, models: Colle
 
 
 def _speech(profile: str, repository: Path | None) -> Looks:
-    able = profile_abilities(profile, repository)
+    try:
+        able = profile_abilities(profile, repository)
+    except (OSError, MissingError):  # a repository without the speech models, or none at all
+        return []
     return [
         (f"recogniser ({able.hears.engine})", partial(_ready, able.hears, "languages")),
         (f"translator ({able.translates.engine})", partial(_translator, able.translates)),

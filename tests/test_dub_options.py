@@ -1,4 +1,4 @@
-"""What `polylip dub` is told about the voice: how it fits, whose it is, which terms it keeps, how the result is marked."""
+"""What `polylip dub` is told about the voice: how it fits, whose it is, which terms it keeps, how it is marked."""
 
 from __future__ import annotations
 
@@ -32,13 +32,7 @@ def short_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hurried(short_clip: Path, server: Server, tmp_path_factory: pytest.TempPathFactory) -> DubResult:
     output = tmp_path_factory.mktemp("hurried") / "o.mp4"
-    return asyncio.run(
-        dub(
-            DubOptions(
-                short_clip, output, "es", url=server.url, fit=Fit.STRICT, voice_consent=True, source_language="en"
-            )
-        )
-    )
+    return asyncio.run(dub(DubOptions(short_clip, output, "es", url=server.url, fit=Fit.STRICT, voice_consent=True)))
 
 
 def test_the_report_tells_the_plan_and_the_outcome_of_each_segment(hurried):
