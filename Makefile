@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 CLIP ?=
 
-.PHONY: setup demo test lint bench bench-gpu bench-memory lock clean
+.PHONY: setup demo test lint bench bench-gpu bench-memory bench-soak lock clean
 
 setup: $(VENV)/.ready
 
@@ -53,12 +53,17 @@ bench: $(VENV)/.ready-bench
 	$(BIN)/python -m polylip.perf.bench $(if $(CLIP),--clip $(CLIP)) --out out/bench
 	$(BIN)/python -m polylip.perf.networks --out out/bench
 	$(BIN)/python -m polylip.perf.picture --out out/bench
+	$(BIN)/python -m polylip.perf.speech --out out/bench
 
 bench-gpu: $(VENV)/.ready-bench
 	$(BIN)/python -m polylip.perf.networks_gpu --out out/bench
+	$(BIN)/python -m polylip.perf.speech_gpu --out out/bench
 
 bench-memory: setup
 	$(BIN)/python -m polylip.perf.memory --out out/bench
+
+bench-soak: $(VENV)/.ready
+	$(BIN)/python -m polylip.perf.soak --out out/bench
 
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -1,6 +1,7 @@
 """Several streams of speech made in turns by one thread, so that no listener waits for another's whole sentence.
 
-Whoever has heard nothing yet comes first, in order of arrival; then whoever will run dry soonest.
+Whoever has heard nothing yet comes first, in order of arrival; then whoever will run dry soonest. What belongs to one
+media stream is made in order: a segment cannot be heard before the one in front of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class Turn:
 
     steps: Iterator[float]
     on_end: Callable[[Exception | None], None]  # called once, with what went wrong
+    stream: str = ""  # the media stream it belongs to; empty: one of its own
     started_at: float = field(default_factory=time.monotonic)
     heard_s: float = 0.0  # of sound sent so far
 
@@ -68,7 +70,15 @@ class Turns:
     def _next(self) -> Turn | None:
         with self._changed:
             self._changed.wait_for(lambda: self._open or self._closing)
-            return min(self._open, key=lambda turn: turn.urgency, default=None)
+            return min(self._first_of_each_stream(), key=lambda turn: turn.urgency, default=None)
+
+    def _first_of_each_stream(self) -> Iterator[Turn]:
+        seen: set[str] = set()
+        for turn in self._open:
+            if turn.stream not in seen:
+                yield turn
+            if turn.stream:
+                seen.add(turn.stream)
 
     def _end(self, turn: Turn, error: Exception | None) -> None:
         try:

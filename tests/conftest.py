@@ -83,6 +83,14 @@ def generated_repository(tmp_path_factory: pytest.TempPathFactory, demo_clip: Pa
 
 
 @pytest.fixture(scope="session")
+def xtts_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder `xtts-v2` with small generated weights."""
+    from polylip.export.generated_xtts import make_xtts  # noqa: PLC0415  torch and coqui take seconds to import
+
+    return make_xtts(tmp_path_factory.mktemp("weights") / "xtts-v2")
+
+
+@pytest.fixture(scope="session")
 def real_clip() -> Path:
     """A real clip of a man at a webcam, where the machine has it."""
     if not REAL_CLIP.is_file():

@@ -273,7 +273,7 @@ async def test_speech_takes_a_known_text_and_a_slot(stream):
 
 UNDONE = {
     "transcribe, language": ("transcribe", hear(np.zeros(8000, np.float32), "fr"), "unsupported", "supported: en"),
-    "transcribe, silence": ("transcribe", hear(np.zeros(8000, np.float32)), "no_speech", "no words were recognised"),
+    "transcribe, silence": ("transcribe", hear(np.zeros(32_000, np.float32)), "no_speech", "no words were recognised"),
     "translate, pair": ("translate", translate("yes", "en", "fi"), "unsupported", "supported: en->es"),
     "synthesize, language": ("synthesize", say("yes", "wo"), "unsupported", "supported: af"),
     "synthesize, of a failed step": (

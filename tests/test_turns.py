@@ -18,8 +18,8 @@ class Listener:
         self.error: Exception | None = None
         self.steps, self.seconds = steps, seconds
 
-    def turn(self, gate: threading.Event | None = None, fails_at: int | None = None) -> Turn:
-        return Turn(self._run(gate, fails_at), self._end)
+    def turn(self, gate: threading.Event | None = None, fails_at: int | None = None, stream: str = "") -> Turn:
+        return Turn(self._run(gate, fails_at), self._end, stream)
 
     def _run(self, gate: threading.Event | None, fails_at: int | None) -> Iterator[float]:
         for step in range(self.steps):
@@ -63,6 +63,18 @@ def test_whoever_runs_dry_soonest_goes_on(turns):
     gate.set()
     assert long.ended.wait(5) and short.ended.wait(5)
     assert log == ["long"] + ["short"] * 6 + ["long"] * 2
+
+
+def test_segments_of_one_stream_are_made_in_order_and_others_come_in_between(turns):
+    log: list[str] = []
+    gate = threading.Event()
+    first, second, other = Listener("first", log, 3), Listener("second", log, 2), Listener("other", log, 1)
+    turns.add(first.turn(gate, stream="a"))
+    turns.add(second.turn(stream="a"))
+    turns.add(other.turn(stream="b"))
+    gate.set()
+    assert all(listener.ended.wait(5) for listener in (first, second, other))
+    assert log == ["first", "other", "first", "first", "second", "second"]
 
 
 def test_a_stream_that_breaks_ends_once_with_its_error_and_the_others_go_on(turns):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -96,6 +97,8 @@ def cpu_flags() -> frozenset[str]:
 
 
 def _openvino(path: Path, precision: str, threads: int, shapes: Shapes) -> Run:
+    # Its import sends a report of itself to its makers, from a fork of this process, unless this package is missing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino as ov  # noqa: PLC0415  0.2 s, and not installed where onnxruntime stands in
 
     core = ov.Core()

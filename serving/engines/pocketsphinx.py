@@ -13,6 +13,7 @@ from polylip.serving.engines import Parameters, Transcript, Utterance
 from polylip.serving.errors import UnsupportedError
 from polylip.serving.languages import unsupported_source
 from polylip.serving.mel import SAMPLE_RATE_HZ
+from polylip.serving.whisper_guards import is_silent
 
 MS_PER_FRAME = 10  # the decoder counts time in frames of 10 ms
 LANGUAGE = "en"
@@ -35,6 +36,8 @@ class Pocketsphinx:
 
     def _transcribe(self, utterance: Utterance) -> Transcript:
         audio, language = utterance.audio, self.resolve_language(utterance.language)
+        if is_silent(audio):  # it hears "And" and "I'm" in digital silence, and is sure of it
+            return Transcript("", language)
         pad = np.zeros(int(PAD_S * SAMPLE_RATE_HZ), dtype=np.int16)
         pcm = np.clip(np.rint(audio * 32767.0), -32768, 32767).astype(np.int16)
         self._decoder.start_utt()

@@ -26,9 +26,10 @@ class TritonPythonModel:
             try:
                 status = Status(adapter.text(request, "STATUS") or Status.OK)
                 message = adapter.text(request, "STATUS_MESSAGE")
-                spoken = steps.speak(self.speaking, _line(request, sender), status, message)
+                line = _line(request, sender)
+                spoken = steps.speak(self.speaking, line, status, message)
                 texts = {name: adapter.text(request, name) for name in TEXTS}
-                self.turns.add(Turn(_send(spoken, texts, sender), _finish(sender)))
+                self.turns.add(Turn(_send(spoken, texts, sender), _finish(sender), line.stream))
             except Exception as error:  # the process must outlive any request
                 _finish(sender)(error)
 
