@@ -51,7 +51,7 @@ app.command("verify")(verify)
 err = Console(stderr=True)
 
 PORTS = {"min": 0, "max": 65535}
-Profile = Annotated[str, typer.Option(help="Which engines to serve; `lite` needs no download and no GPU.")]
+Profile = Annotated[str, typer.Option(help="Engines to serve: lite (no download, no GPU), cpu, gpu, onnx, openvino")]
 
 Models = Annotated[str, typer.Option(help="Only these models, for example: detect,track,faces")]
 
@@ -59,8 +59,10 @@ Models = Annotated[str, typer.Option(help="Only these models, for example: detec
 @app.command()
 def dub(
     input: Annotated[Path, typer.Argument(help="A clip of a person talking: mp4, mov, mkv, webm, ...")],
-    to: Annotated[str, typer.Option("--to", help="Target language: es, pt-BR, Spanish")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Output: .mp4, .mov or .mkv; overwritten if there")],
+    to: Annotated[str, typer.Option("--to", help="Target language: es, es-MX, Spanish")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Output: .mp4, .m4v, .mov, .mkv; overwritten if there")
+    ],
     source: Annotated[str, typer.Option("--from", help="Source language, or auto")] = "auto",
     url: Annotated[str | None, typer.Option(help="host:port of a running server; without it, one is started")] = None,
     profile: Profile = "lite",
@@ -69,7 +71,7 @@ def dub(
         typer.Option(help="The face to re-lip: its id on the contact sheet, or a place from 0 to 1: 0.7,0.4"),
     ] = None,
     fit: Annotated[
-        Fit, typer.Option(help="How strictly speech keeps to its slot: the voice first, in between, or the slot first")
+        Fit, typer.Option(help="natural: may run over; tight: in between; strict: hurries to keep to its time")
     ] = Fit.TIGHT,
     voice_consent: Annotated[
         bool,
@@ -78,7 +80,8 @@ def dub(
         ),
     ] = False,
     glossary: Annotated[
-        Path | None, typer.Option(help="File with a term per line: `term` is kept, `term = translation` is forced")
+        Path | None,
+        typer.Option(help="File with a term per line: `term` is kept, `term = translation` is forced; not with lite"),
     ] = None,
     mark: Annotated[bool, typer.Option("--mark/--no-mark", help="Mark the output as AI-dubbed, for machines")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output at the end")] = False,

@@ -33,7 +33,7 @@ def read_glossary(path: Path) -> str:
         parse_glossary(text, str(path))
         return text
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}); name a text file with a term per line") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except ValueError as error:

@@ -55,9 +55,10 @@ async def dub(options: DubOptions, on_progress: OnProgress = lambda progress: No
             started = time.monotonic()
             await check_languages(client, options)
             branches = await _run(client, options, info, writer, on_progress)
-            report = make_report(options, info, branches, time.monotonic() - started)
+            wall_s = time.monotonic() - started
+            engines = {model: await client.engine(model) for model in ENGINE_MODELS}
+            report = make_report(options, info, branches, wall_s, engines)
             report.versions["tritonserver"] = client.server_version
-            report.engines = {model: await client.engine(model) for model in ENGINE_MODELS}
         on_progress(Progress("writing", report.frames, report.frames))
         result = await asyncio.to_thread(finish, options, writer, report, branches.renderer.samples, identity)
     finally:

@@ -39,7 +39,7 @@ Row = tuple[str, ...]
 
 def languages(
     profile: Annotated[str, typer.Option(help="Whose engines to list")] = "lite",
-    source: Annotated[str | None, typer.Option("--from", help="Only this source: es, pt-BR, Spanish")] = None,
+    source: Annotated[str | None, typer.Option("--from", help="Only this source: es, es-MX, Spanish")] = None,
     target: Annotated[str | None, typer.Option("--to", help="Only this target; with --from: can it be done?")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON to standard output")] = False,
 ) -> None:

@@ -110,7 +110,7 @@ def finish(
     return DubResult(report, video, files, samples)
 
 
-def make_report(options: DubOptions, info: MediaInfo, run: Run, wall_s: float) -> Report:
+def make_report(options: DubOptions, info: MediaInfo, run: Run, wall_s: float, engines: dict[str, str]) -> Report:
     counts = run.renderer.counts
     duration_s = info.duration_s or run.renderer.position_ms / 1000
     return Report(
@@ -133,6 +133,7 @@ def make_report(options: DubOptions, info: MediaInfo, run: Run, wall_s: float) -
             "av": version("av"),
             "numpy": version("numpy"),
         },
+        engines=engines,
         faces=run.faces.tracks,
         face_spans_hidden=run.renderer.hidden.spans,
         counters={
@@ -150,7 +151,7 @@ def make_report(options: DubOptions, info: MediaInfo, run: Run, wall_s: float) -
         seam_worst=run.renderer.quality.seam_worst,
         flicker=run.renderer.quality.flicker,
         flicker_worst=run.renderer.quality.flicker_worst,
-        warnings=_warnings(options, run, duration_s),
+        warnings=_warnings(options, run, duration_s, engines),
     )
 
 
@@ -164,7 +165,7 @@ def _weights_warning(options: DubOptions) -> list[str]:
     return [f"generated weights in {' and '.join(names)}: the picture means nothing"] if names else []
 
 
-def _warnings(options: DubOptions, run: Run, duration_s: float) -> list[str]:
+def _warnings(options: DubOptions, run: Run, duration_s: float, engines: dict[str, str]) -> list[str]:
     counts, segments = run.renderer.counts, run.timeline.results
     warnings = []
     if not segments:
@@ -173,9 +174,8 @@ def _warnings(options: DubOptions, run: Run, duration_s: float) -> list[str]:
         warnings.append("no face found: only the sound is dubbed, the picture passes through unchanged")
     warnings += _weights_warning(options)
     if options.voice_consent and any(s.voice is VoiceUsed.STOCK for s in segments):
-        warnings.append(
-            "a stock voice speaks where the server's voice cannot clone or has heard less than 1 s of speech"
-        )
+        engine = engines["synthesize"] or "the server's voice"
+        warnings.append(f"a stock voice speaks where {engine} cannot clone or has heard less than 1 s of speech")
     unsupported = [segment for segment in segments if segment.status is Status.UNSUPPORTED]
     if unsupported:
         warnings.append(f"{len(unsupported)} segments keep their original sound: {unsupported[0].message}")

@@ -18,7 +18,7 @@ MANIFEST = Path(__file__).with_name("weights.json")
 FORMAT = 1
 FLOATING_REVISION = "main"  # fetched where no revision is known; the record then states what it resolved to
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-PROFILES = ("cpu", "onnx", "gpu")
+PROFILES = ("cpu", "onnx", "gpu", "openvino")
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # no separators, no leading dot: nothing can leave the folder
 SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -85,9 +85,10 @@ def find_checkpoint(network: str) -> Path:
         for path in (folder / model / name, folder / name):
             if path.is_file():
                 return path
-    names, files = CHECKPOINTS[network], " or ".join(CHECKPOINTS[network].values())
+    files = " or ".join(CHECKPOINTS[network].values())
+    accept = " --accept-non-commercial" if network in NON_COMMERCIAL else ""
     raise MissingError(
-        f"no checkpoint of {network} in {folder} ({files}); run: polylip fetch {next(iter(names))}, "
+        f"no checkpoint of {network} in {folder} ({files}); run: polylip fetch {network}{accept}, "
         "or give one with --checkpoint FILE, or --generated for weights that are only good for tests"
     )
 

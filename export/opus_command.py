@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from polylip.client.errors import InputError
+from polylip.export.manifest import read_manifest
 from polylip.serving.errors import MissingError
 from polylip.serving.runtime import find_model_repository
 from polylip.serving.weights import weights_root
@@ -86,8 +87,11 @@ def _wanted(pairs: list[str], root: Path) -> list[str]:
 def _fetched(pair: str, root: Path) -> Path:
     name = FETCHED.format(pair)
     if not (root / name).is_dir():
+        manifest, prefix = read_manifest(), FETCHED.format("")
+        known = sorted(model.removeprefix(prefix) for model in manifest if model.startswith(prefix))
+        fetch = f"run: polylip fetch {name}, or" if name in manifest else f"known pairs: {', '.join(known)}; or"
         raise MissingError(
-            f"{name} is not in {root}; run: polylip fetch {name}, or give its folder with --checkpoint DIR, "
+            f"{name} is not in {root}; {fetch} give its folder with --checkpoint DIR, "
             "or --generated for weights that are only good for tests"
         )
     return root / name

@@ -16,7 +16,7 @@ from langcodes.registry_parser import parse_registry
 
 from polylip.serving.errors import UnsupportedError
 
-EXAMPLE = "ISO 639-1, for example: es, pt-BR"
+EXAMPLE = "a code or an English name, for example: es, es-MX, Spanish"
 LISTED = 20  # codes or pairs in a message; more would hide its cause
 SHOWN = 40  # characters of a caller's text in a message
 NO_LANGUAGE = frozenset({"und", "mul", "mis", "zxx", "sgn"})  # unknown, several, uncoded, none, all that are signed

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from polylip.export.manifest import read_manifest
 from polylip.serving.weights import weights_root
 
 Pair = tuple[str, str]  # source and target language, ISO 639-1
@@ -59,9 +60,12 @@ def missing_pair(pairs: Collection[Pair], source: str, target: str) -> str:
     there = ", ".join(sorted(f"{a}->{b}" for a, b in pairs)) or "none"
     name = "-".join(wanted)
     through = "" if wanted == (source, target) else f", which completes {source}->{PIVOT}->{target}"
+    remedy = f"polylip fetch opus-mt-{name}, then polylip export opus-mt {name}{through}"
+    if f"opus-mt-{name}" not in read_manifest():
+        remedy = f"polylip languages, for what can be fetched, or polylip export opus-mt {name} --checkpoint DIR"
     return (
         f"language pair {source}->{target} has no Opus-MT model here; there: {there}, and what these give through "
-        f"English; run: polylip fetch opus-mt-{name}, then polylip export opus-mt {name}{through}"
+        f"English; run: {remedy}"
     )
 
 

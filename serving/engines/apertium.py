@@ -20,6 +20,7 @@ ISO_639_3 = {
     "sl": "slv", "sv": "swe", "tt": "tat", "uk": "ukr", "ur": "urd",
 }  # fmt: skip
 ISO_639_1 = {three: two for two, three in ISO_639_3.items()}
+REMEDY = "polylip languages (which says what can be installed)"
 TIMEOUT_S = 20.0  # a segment takes 0.1 s; a hung pipeline must not hold the stream
 
 
@@ -37,7 +38,7 @@ class Apertium:
     def _translate(self, text: str, source: str, target: str) -> str:
         mode = self._modes.get((source, target))
         if mode is None:
-            raise UnsupportedError(unsupported_pair("apertium", source, target, self._modes))
+            raise UnsupportedError(unsupported_pair("apertium", source, target, self._modes, REMEDY))
         if not text.strip():
             return ""
         return _tidy(_run(["apertium", "-u", mode], text))
