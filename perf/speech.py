@@ -126,7 +126,6 @@ def jobs(profile: str, steps: tuple[str, ...]) -> list[Job]:
 
 
 async def _measure(server: Server, workers: dict[str, Worker], todo: list[Job], rounds: int) -> list[dict[str, Any]]:
-    stubs = server_processes(server)
     rows = []
     if any(job.model == "speech" for job in todo):
         load_model(server.url, "speech")
@@ -142,6 +141,7 @@ async def _measure(server: Server, workers: dict[str, Worker], todo: list[Job], 
             print(f"{job.model}, batch {job.batch}", file=sys.stderr)
             pairs = await _turns(own, triton, job, rounds)
             used = [job.model] if job.model in workers else list(workers)
+            stubs = server_processes(server)  # now: loading `speech` may have started its steps anew
             memory = {
                 "in_process_peak_mib": round(sum(workers[model].peak_mib for model in used)),
                 "triton_peak_mib": round(sum(peak_mib(stubs[model].pid) for model in used)),

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from polylip.client.wire import CHANNEL_OPTIONS, Inputs, SequencePosition, infer_request, new_sequence_id, rows
 
 READY_TIMEOUT_S = 2.0
-CALL_TIMEOUT_S = 20.0  # the first inference of a Python model may still import its engine
+CALL_TIMEOUT_S = 60.0  # of a full-size voice on two busy cores; the first inference may still import its engine
 
 _AUDIO = np.zeros(8000, dtype=np.float32)  # half a second at 16 kHz
 _FRAMES = np.zeros((1, 360, 640, 3), dtype=np.uint8)  # the size that engines get compiled for
