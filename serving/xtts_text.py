@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from TTS.tts.layers.xtts.tokenizer import chinese_transliterate, hangul_romanize, multilingual_cleaners
 
 from polylip.serving.errors import EngineError, UnsupportedError
+from polylip.serving.languages import unsupported_target
 from polylip.serving.reading import read_out, split
 from polylip.serving.xtts_languages import CHARACTER_LIMITS, LANGUAGES, PACKAGES
 
@@ -84,9 +85,7 @@ class XttsText:
 def require_language(language: str) -> None:
     """Raises UnsupportedError, with the languages there are or the command that brings this one."""
     if language not in LANGUAGES:
-        raise UnsupportedError(
-            f"target language {language!r} has no voice in xtts-v2; supported: {', '.join(sorted(LANGUAGES))}"
-        )
+        raise UnsupportedError(unsupported_target("xtts-v2", language, LANGUAGES))
     needed = PACKAGES.get(language, {})
     if any(find_spec(module) is None for module in needed):
         raise UnsupportedError(

@@ -296,8 +296,15 @@ def test_an_enormous_number_is_read_by_its_digits(voice):
     assert "one two three" in " ".join(voice.pieces("It is " + "123" * 200, "en"))
 
 
+def test_a_region_takes_the_voice_of_its_language(voice):
+    assert voice.pieces("Hola", "es-MX") == voice.pieces("Hola", "es")
+    assert voice.estimate_ms("Hola", "es-MX") == voice.estimate_ms("Hola", "es")
+    heard = next(voice.say("hola", "es-MX", voice.speaker(None, ""), 1.0, never))
+    np.testing.assert_array_equal(heard, next(voice.say("hola", "es", voice.speaker(None, ""), 1.0, never)))
+
+
 def test_other_languages_are_refused_with_the_ones_there_are(voice):
-    with pytest.raises(UnsupportedError, match=r"'sv' has no voice in xtts-v2; supported: ar, cs, .*, zh$"):
+    with pytest.raises(UnsupportedError, match=r"'sv'.* has no voice in xtts-v2; supported: ar, cs, .*, zh$"):
         voice.pieces("Hej", "sv")
 
 

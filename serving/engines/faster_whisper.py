@@ -19,6 +19,7 @@ import numpy as np
 
 from polylip.serving.engines import Float32, Parameters, Status, Transcript, Utterance
 from polylip.serving.errors import EngineError, MissingError, UnsupportedError
+from polylip.serving.languages import best_variant, unsupported_source
 from polylip.serving.mel import SAMPLE_RATE_HZ
 from polylip.serving.weights import find_weights
 from polylip.serving.whisper_guards import Doubt, Pass, doubt, is_silent, loudest_dbfs, token_limit
@@ -129,12 +130,10 @@ class FasterWhisper:
         """Whisper's code for a language; an English model takes `auto` for English."""
         if language == "auto" and not self._multilingual:
             return "en"
-        if language not in self._codes:
-            raise UnsupportedError(
-                f"source language {language!r} is not supported by {self._name}; "
-                f"supported: auto, {', '.join(sorted(self._codes))}"
-            )
-        return whisper_code(language)
+        known = language if language in self._codes else best_variant(language, self._codes)
+        if known is None:
+            raise UnsupportedError(unsupported_source(self._name, language, self._codes))
+        return whisper_code(known)
 
     def _refusal(self, utterance: Utterance) -> Transcript | None:
         """What can be said before any pass."""

@@ -14,6 +14,7 @@ from polylip.serving.artefacts import TailGuard, longest_s
 from polylip.serving.cpu_torchaudio import require_torchaudio
 from polylip.serving.engines import Cancelled, Float32, Parameters, Speaker
 from polylip.serving.errors import EngineError, MissingError
+from polylip.serving.languages import normalise
 from polylip.serving.mel import SAMPLE_RATE_HZ
 from polylip.serving.voice_cache import VoiceCache
 from polylip.serving.weights import find_weights
@@ -98,10 +99,10 @@ class Xtts:
         _log.info(LICENCE)
 
     def pieces(self, text: str, language: str) -> list[str]:
-        return self._text.pieces(text, language)
+        return self._text.pieces(text, normalise(language))
 
     def estimate_ms(self, piece: str, language: str) -> float:
-        return (LEAD_S + len(piece) / CHARACTERS_PER_SECOND[language]) * 1000
+        return (LEAD_S + len(piece) / CHARACTERS_PER_SECOND[normalise(language)]) * 1000
 
     def speaker(self, reference: Float32 | None, stream: str) -> Speaker:
         """Raises ValueError for a reference that is too short or silent."""
@@ -116,6 +117,7 @@ class Xtts:
 
     def say(self, piece: str, language: str, speaker: Speaker, speed: float, cancelled: Cancelled) -> Iterator[Float32]:
         voice: _State = speaker.state
+        language = normalise(language)
         estimate_s = self.estimate_ms(piece, language) / 1000
         waveform = Waveform(self._vocoder, voice.embedding, speed)
         guard = TailGuard(self.sample_rate_hz, estimate_s / speed)
