@@ -54,9 +54,9 @@ async def dub(options: DubOptions, on_progress: OnProgress = lambda progress: No
         async with _server_url(options, on_progress) as url, TritonClient(url) as client:
             started = time.monotonic()
             await check_languages(client, options)
+            engines = {model: await client.engine(model) for model in ENGINE_MODELS}  # now: later it may be lost
             branches = await _run(client, options, info, writer, on_progress)
             wall_s = time.monotonic() - started
-            engines = {model: await client.engine(model) for model in ENGINE_MODELS}
             report = make_report(options, info, branches, wall_s, engines)
             report.versions["tritonserver"] = client.server_version
         on_progress(Progress("writing", report.frames, report.frames))

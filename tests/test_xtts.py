@@ -322,6 +322,13 @@ def test_the_tables_are_coquis(coqui):
     assert set(LANGUAGES) == set(CHARACTERS_PER_SECOND)
 
 
+def test_config_objects_of_the_public_checkpoint_are_read_as_nothing(weights, tmp_path, coqui):
+    from polylip.serving.xtts_weights import read_model  # noqa: PLC0415
+
+    torch.save({"config": coqui.config, "model": {"x": torch.ones(2)}}, tmp_path / "model.pth")
+    assert list(read_model(tmp_path / "model.pth")) == ["x"]
+
+
 def test_parameters_are_honoured_and_the_licence_is_said_once(weights, caplog):
     with caplog.at_level(logging.INFO):
         voice = Xtts(

@@ -61,13 +61,6 @@ def test_code_in_a_checkpoint_is_refused_and_never_run(weights, tmp_path, monkey
     assert not (tmp_path / "hacked").exists()
 
 
-def test_config_objects_of_the_public_checkpoint_are_read_as_nothing(weights, tmp_path, coqui):
-    from polylip.serving.xtts_weights import read_model  # noqa: PLC0415
-
-    torch.save({"config": coqui.config, "model": {"x": torch.ones(2)}}, tmp_path / "model.pth")
-    assert list(read_model(tmp_path / "model.pth")) == ["x"]
-
-
 def test_weights_that_do_not_fit_are_refused(weights, tmp_path):
     folder = folder_with(weights, tmp_path, MODEL, b"")
     torch.save({"model": {"gpt.final_norm.weight": torch.ones(64)}}, tmp_path / "xtts-v2" / MODEL)
