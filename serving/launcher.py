@@ -34,6 +34,9 @@ GPU_PROFILE = "gpu"  # its configs are the config.pbtxt themselves
 START_TIMEOUT_S = 120.0  # the lite profile takes 5 to 10 s on two cores; a busy machine several times that
 READY_POLL_S = 0.1
 KEPT_LOGS = 50  # many more than servers live at once on one machine: a live one keeps its log
+# Triton keeps so many ended requests for reuse, each with the room of its largest tensors: with its default of 8 the
+# memory went on growing for half an hour.
+KEPT_REQUESTS = 1
 PORT_TRIES = 3  # a port seen free can be taken by another program before the server binds it
 
 
@@ -166,6 +169,7 @@ def _spawn(options: ServerOptions) -> Server:
         f"--backend-directory={prepare_backends(runtime, run_dir / 'backends')}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         *_address_flags(ports, options.listen),
+        f"--grpc-infer-allocation-pool-size={KEPT_REQUESTS}",
     ]
     guard = subprocess.Popen(
         [sys.executable, "-m", "polylip.serving.guard", str(run_dir), str(log.path), prefix, "--", *command],
