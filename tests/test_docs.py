@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from polylip.perf import networks, picture, speech
+from polylip.perf import networks, picture, soak, speech
 from polylip.perf.bench import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +79,7 @@ def test_the_tables_of_profile_cpu_are_those_of_the_committed_results():
 def test_the_tables_of_the_speech_line_are_those_of_the_committed_results():
     results, page = ROOT / "perf" / "results", (ROOT / "docs" / "speech.md").read_text()
     assert speech.markdown(json.loads((results / "speech_cpu.json").read_text())) in page
+    assert soak.markdown(json.loads((results / "soak_lite.json").read_text())) in page
 
 
 def _code(page: Path) -> str:
