@@ -1,4 +1,4 @@
-"""Reads media with PyAV: its decoded frames in order, upright, and its sound as float PCM. See docs/pipeline.md.
+"""Reads media with PyAV: decoded frames in order, upright, and the sound as float PCM. See docs/pipeline.md.
 
 Times are milliseconds since the earlier of the first picture and the first sound, so that the offset between the two
 streams of the file survives.
@@ -7,10 +7,11 @@ streams of the file survives.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -22,7 +23,7 @@ from polylip.client.media_whole import packets
 from polylip.client.pixels import Orientation, in_format, turned
 from polylip.client.segmentation import SPEECH_RATE_HZ
 
-__all__ = ["SPEECH_RATE_HZ", "AudioReader", "MediaInfo", "VideoReader", "probe_media"]
+__all__ = ["SPEECH_RATE_HZ", "AudioReader", "Frames", "MediaInfo", "Silence", "VideoReader", "probe_media"]
 
 Float32 = npt.NDArray[np.float32]
 
@@ -35,38 +36,53 @@ STRANGE_TIMES = 10  # so many in a row are no damage but another clock
 SILENCE_PIECE_S = 1  # a long gap is filled in pieces
 
 
-class _Reader:
-    """An open file that one thread reads while another may close it: a cancelled job's thread cannot be stopped."""
+class Frames(Protocol):
+    """The decoded frames of one stream in order, wherever they come from."""
 
-    def __init__(self, info: MediaInfo) -> None:
-        self._info = info
-        self._container = open_media(info.path)
-        self._busy = Lock()
-        self._closed = False
-        self._strange_times = 0  # in a row
-        self.damaged = 0  # packets skipped so far
+    damaged: int  # packets skipped so far
+    trusted: bool  # its times need no check
+
+    def __iter__(self) -> Iterator[Any]:
+        """av frames; None where a damaged packet was skipped, `Silence` where no sound will come."""
+
+    def at_hand(self) -> bool:
+        """Whether the next one can be had without waiting for a sender."""
+
+    def end(self) -> tuple[int, Fraction] | None:
+        """Where the picture ends, (pts, time base), where the container says so."""
+
+    def interrupt(self) -> None:
+        """Wake a thread that waits for the next frame; there is none any more."""
 
     def close(self) -> None:
-        """Waits for a read that is under way. Safe to call twice."""
-        with self._busy:
-            self._closed = True
-            self._container.close()
+        """Not while another thread reads."""
 
-    def _believable(self, what: str, jump_s: Fraction) -> bool:
-        """Whether a timestamp can be taken; one broken one is passed over, many in a row are refused."""
-        if -MAX_BACK_S <= jump_s <= MAX_JUMP_S:
-            self._strange_times = 0
-            return True
-        self._strange_times += 1
-        if self._strange_times > STRANGE_TIMES:
-            path = self._info.path
-            raise InputError(f"{path}: the time of its {what} jumps by {float(jump_s):.0f} s; convert it again")
-        return False
 
-    def _decoded(self, stream: Any) -> Iterator[Any]:
-        """Frames of one stream, None where a damaged packet was skipped; any two readers skip the same ones."""
+@dataclass(frozen=True)
+class Silence:
+    """No sound comes before this time of the container."""
+
+    until_s: Fraction
+
+
+class FileFrames:
+    """The frames of one stream of a file."""
+
+    trusted = False
+
+    def __init__(self, info: MediaInfo, kind: str) -> None:
+        self._path = Path(info.path)
+        self._container = open_media(self._path)
+        video, audio = first_streams(self._container, self._path)
+        self._stream = video if kind == "video" else audio
+        if kind == "video":
+            self._stream.thread_type = "AUTO"
+        self.damaged = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Any two readers of a file skip the same packets."""
         try:
-            for packet in packets(self._container, stream):
+            for packet in packets(self._container, self._stream):
                 try:
                     frames = packet.decode()
                 except av.EOFError:
@@ -76,26 +92,84 @@ class _Reader:
                     frames = [None]
                 yield from frames
         except av.FFmpegError as error:
-            raise InputError(f"{self._info.path}: is damaged ({reason(error)}); copy or convert it again") from None
+            raise InputError(f"{self._path}: is damaged ({reason(error)}); copy or convert it again") from None
+
+    def at_hand(self) -> bool:
+        return True
+
+    def end(self) -> tuple[int, Fraction] | None:
+        """As an MP4 says; elsewhere the last frame itself says how long it lasts."""
+        stream = self._stream
+        if stream.duration is None or "mov" not in self._container.format.name:
+            return None
+        return (stream.start_time or 0) + stream.duration, stream.time_base
+
+    def interrupt(self) -> None:
+        """A file never waits."""
+
+    def close(self) -> None:
+        self._container.close()
+
+
+class _Reader:
+    """Frames that one thread reads while another may close them: a cancelled job's thread cannot be stopped."""
+
+    def __init__(self, info: MediaInfo, frames: Frames) -> None:
+        self._info = info
+        self._source = frames
+        self._busy = Lock()
+        self._closed = False
+        self._strange_times = 0  # in a row
+        self._unmixable = 0  # pieces of sound
+        self.damaged = 0  # packets skipped up to the last read
+
+    def close(self) -> None:
+        """Waits for a read that is under way, which ends at once. Safe to call twice."""
+        self._source.interrupt()
+        with self._busy:
+            self._closed = True
+            self._source.close()
+
+    def _believable(self, what: str, jump_s: Fraction) -> bool:
+        """Whether a timestamp can be taken; one broken one is passed over, many in a row are refused."""
+        if self._source.trusted or -MAX_BACK_S <= jump_s <= MAX_JUMP_S:
+            self._strange_times = 0
+            return True
+        self._strange_times += 1
+        if self._strange_times > STRANGE_TIMES:
+            path = self._info.path
+            raise InputError(f"{path}: the time of its {what} jumps by {float(jump_s):.0f} s; convert it again")
+        return False
 
 
 class VideoReader(_Reader):
-    """Decoded pictures of a file in presentation order, upright, each with its time.
+    """Decoded pictures in presentation order, upright, each with its time; those of the file when `frames` is None.
 
     `pixel_format` (yuv420p or yuv444p) converts every one; without it they come as stored, unless they are turned.
+    With `eager`, a read gives what is at hand, at least one, rather than wait for all that it was asked for.
     """
 
-    def __init__(self, info: MediaInfo, pixel_format: str | None = None) -> None:
-        super().__init__(info)
-        self._stream, _ = first_streams(self._container, info.path)
-        self._stream.thread_type = "AUTO"
+    def __init__(
+        self, info: MediaInfo, pixel_format: str | None = None, frames: Frames | None = None, *, eager: bool = False
+    ) -> None:
+        super().__init__(info, frames or FileFrames(info, "video"))
         self._pixel_format = pixel_format
+        self._eager = eager
         self._frames = self._decode()
 
     def read(self, count: int) -> list[tuple[float, Any]]:
-        """Up to `count` further (time_ms, av.VideoFrame); fewer only at the end."""
+        """Up to `count` further (time_ms, av.VideoFrame); fewer only at the end, or when eager."""
+        pictures: list[tuple[float, Any]] = []
         with self._busy:
-            return [] if self._closed else list(islice(self._frames, count))
+            while len(pictures) < count and not self._closed:
+                if pictures and self._eager and not self._source.at_hand():
+                    break
+                picture = next(self._frames, None)
+                if picture is None:
+                    break
+                pictures.append(picture)
+            self.damaged = self._source.damaged
+        return pictures
 
     def _decode(self) -> Iterator[tuple[float, Any]]:
         """Each frame lasts until the next one, the last one until the file says that the picture ends."""
@@ -107,7 +181,9 @@ class VideoReader(_Reader):
                 yield float(held.pts * tick_s * 1000), held
             held = frame
         if held is not None:
-            held.duration = self._end() - held.pts if self._end() > held.pts else held.duration
+            stated = self._source.end()
+            end = self._ticks(*stated) if stated else 0
+            held.duration = end - held.pts if end > held.pts else held.duration
             yield float(held.pts * tick_s * 1000), held
 
     def _timed(self) -> Iterator[Any]:
@@ -115,7 +191,7 @@ class VideoReader(_Reader):
         tick_s = self._info.video_time_base
         step = max(1, round(1 / self._info.frame_rate / tick_s))
         last: int | None = None
-        for frame in self._decoded(self._stream):
+        for frame in self._source:
             if frame is None:
                 continue
             ticks = 0 if last is None else last + step
@@ -134,13 +210,6 @@ class VideoReader(_Reader):
         tick_s = self._info.video_time_base
         return round(pts * Fraction(time_base) / tick_s) - round(self._info.start_s / tick_s)
 
-    def _end(self) -> int:
-        """Where the picture ends as an MP4 says; 0 elsewhere, where the last frame itself says how long it lasts."""
-        stream = self._stream
-        if stream.duration is None or "mov" not in self._container.format.name:
-            return 0
-        return self._ticks((stream.start_time or 0) + stream.duration, stream.time_base)
-
     def _upright(self, frame: Any) -> Any:
         """One size and orientation, even where the stream changes its own on the way."""
         info = self._info
@@ -153,15 +222,14 @@ class VideoReader(_Reader):
 
 
 class AudioReader(_Reader):
-    """The sound of a file as float32 PCM (channels, samples), continuous from 0 ms on, and mono 16 kHz beside it."""
+    """Sound as float32 PCM (channels, samples), continuous from 0 ms on, and mono 16 kHz beside it."""
 
-    def __init__(self, info: MediaInfo, sample_rate_hz: int, channels: int) -> None:
-        super().__init__(info)
-        _, self._stream = first_streams(self._container, info.path)
+    def __init__(self, info: MediaInfo, sample_rate_hz: int, channels: int, frames: Frames | None = None) -> None:
+        super().__init__(info, frames or FileFrames(info, "audio"))
         self._rate = sample_rate_hz
         self._channels = channels
         self._layout = "mono" if channels == 1 else "stereo"
-        self._source: tuple[str, str, int] | None = None  # format, layout and rate that the resamplers are set up for
+        self._set_up_for: tuple[str, str, int] | None = None  # format, layout and rate that the resamplers know
         self._chunks = self._decode()
 
     def read(self, seconds: float) -> tuple[Float32, Float32] | None:
@@ -174,6 +242,7 @@ class AudioReader(_Reader):
                 native.append(piece[0])
                 mono.append(piece[1])
                 wanted -= piece[0].shape[1]
+            self.damaged = self._source.damaged + self._unmixable
         if not native:
             return None
         return np.concatenate(native, axis=1), np.concatenate(mono)
@@ -181,13 +250,19 @@ class AudioReader(_Reader):
     def _decode(self) -> Iterator[tuple[Float32, Float32]]:
         heard_s = Fraction(0)  # how much sound there was so far
         shift = _Shift()
-        for frame in self._decoded(self._stream):
+        rate = self._rate
+        for frame in self._source:
+            if isinstance(frame, Silence):
+                for piece in self._silence(frame.until_s - self._info.start_s - heard_s):
+                    heard_s += Fraction(piece.shape[1], rate)
+                    yield self._convert(piece)
+                continue
             if frame is None:
                 shift = _Shift()
                 continue
             rate = frame.sample_rate
             source = (frame.format.name, frame.layout.name, rate)
-            if source != self._source:
+            if source != self._set_up_for:
                 yield self._convert(None)
                 self._set_up(source)
             pcm = self._plain_pcm(frame)
@@ -204,8 +279,15 @@ class AudioReader(_Reader):
                 yield self._convert(piece)
         yield self._convert(None)
 
+    def _silence(self, seconds: Fraction) -> Iterator[Float32]:
+        """At the source's rate; none before the first sound, which says where it begins."""
+        if self._set_up_for is not None:
+            rate = self._set_up_for[2]
+            nothing = np.zeros((self._channels, 0), np.float32)
+            yield from _moved(nothing, max(0, round(seconds * rate)), SILENCE_PIECE_S * rate)
+
     def _set_up(self, source: tuple[str, str, int]) -> None:
-        self._source = source
+        self._set_up_for = source
         self._plain = av.AudioResampler("fltp", self._layout, source[2])
         self._native = av.AudioResampler("fltp", self._layout, self._rate)
         self._mono = av.AudioResampler("fltp", "mono", SPEECH_RATE_HZ)
@@ -221,8 +303,8 @@ class AudioReader(_Reader):
         try:
             pcm = _joined(self._plain.resample(frame), self._channels)
         except av.FFmpegError:
-            self._source = None
-            self.damaged += 1
+            self._set_up_for = None
+            self._unmixable += 1
             return None
         frame.pts = pts
         if not np.isfinite(pcm).all():
@@ -231,12 +313,12 @@ class AudioReader(_Reader):
 
     def _convert(self, pcm: Float32 | None) -> tuple[Float32, Float32]:
         """Both forms of one piece at the source's rate; None flushes what the resamplers hold."""
-        if self._source is None:
+        if self._set_up_for is None:
             return np.zeros((self._channels, 0), np.float32), np.zeros(0, np.float32)
         frame = None
         if pcm is not None:
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(pcm), "fltp", self._layout)
-            frame.sample_rate = self._source[2]
+            frame.sample_rate = self._set_up_for[2]
         native = _joined(self._native.resample(frame), self._channels)
         return native, _joined(self._mono.resample(frame), 1)[0]
 

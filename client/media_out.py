@@ -42,6 +42,59 @@ def output_channels(info: MediaInfo) -> int:
     return 1 if info.channels == 1 else 2
 
 
+class Encoders:
+    """Pictures and sound to packets, in streams of a container; whoever made that muxes them."""
+
+    def __init__(self, container: Any, info: MediaInfo, x264_options: Mapping[str, str], *, flags: int = 0) -> None:
+        self._info = info
+        self._rate = output_sample_rate(info)
+        self._layout = "mono" if output_channels(info) == 1 else "stereo"
+        self._samples = 0
+        self._last_pts: int | None = None
+        self._step = max(1, round(1 / info.frame_rate / info.video_time_base))
+        self.video = self._add_video(container, x264_options, flags)
+        self.audio = container.add_stream("aac", rate=self._rate, layout=self._layout)
+        self.audio.bit_rate = AUDIO_BIT_RATE
+        self.audio.codec_context.flags |= flags
+
+    def picture(self, frame: Any, time_ms: float) -> list[Any]:
+        """A picture's time is kept to the tick of the input's clock."""
+        pts = round(Fraction(time_ms) / 1000 / self._info.video_time_base)
+        if self._last_pts is not None and pts <= self._last_pts:
+            pts = self._last_pts + 1  # encoders need rising timestamps; a broken source may repeat one
+        self._last_pts = pts
+        frame.pts = pts
+        frame.time_base = self._info.video_time_base
+        frame.duration = frame.duration or self._step
+        frame.pict_type = 0  # the encoder decides, not the source's frame type
+        return list(self.video.encode(frame))
+
+    def sound(self, pcm: Float32) -> list[Any]:
+        """The samples float32 (channels, n) that follow on the last ones."""
+        if pcm.shape[1] == 0:
+            return []
+        limited = np.ascontiguousarray(np.clip(pcm, -1.0, 1.0), dtype=np.float32)
+        frame = av.AudioFrame.from_ndarray(limited, format="fltp", layout=self._layout)
+        frame.sample_rate = self._rate
+        frame.time_base = Fraction(1, self._rate)
+        frame.pts = self._samples
+        self._samples += pcm.shape[1]
+        return list(self.audio.encode(frame))
+
+    def _add_video(self, container: Any, options: Mapping[str, str], flags: int) -> Any:
+        info = self._info
+        stream = container.add_stream("libx264", rate=info.frame_rate, options=dict(options))
+        stream.width, stream.height = info.width, info.height
+        stream.pix_fmt = info.planar_format
+        encoder = stream.codec_context
+        encoder.time_base = info.video_time_base
+        encoder.flags |= FRAME_DURATION | flags
+        encoder.sample_aspect_ratio = info.sample_aspect_ratio
+        encoder.color_range, encoder.colorspace = info.colour.range, info.colour.space
+        encoder.color_primaries, encoder.color_trc = info.colour.primaries, info.colour.transfer
+        return stream
+
+
 class MediaWriter:
     """Encodes into a temporary file beside the output; `finish` moves it into place, `discard` removes it.
 
@@ -52,19 +105,12 @@ class MediaWriter:
         self._path = path
         self._info = info
         self._temporary = path.absolute().with_name(f".{path.stem[:NAME_LENGTH]}.{os.getpid()}{path.suffix}")
-        self._rate = output_sample_rate(info)
-        self._layout = "mono" if output_channels(info) == 1 else "stereo"
         self._busy = Lock()
         self._closed = False
         self._pictures_ended = False
-        self._samples = 0
-        self._last_pts: int | None = None
-        self._step = max(1, round(1 / info.frame_rate / info.video_time_base))
         self._container = self._create()
         self._container.metadata.update(tags or {})
-        self._video = self._add_video()
-        self._audio = self._container.add_stream("aac", rate=self._rate, layout=self._layout)
-        self._audio.bit_rate = AUDIO_BIT_RATE
+        self._encoders = Encoders(self._container, info, X264_OPTIONS)
 
     def write(self, pictures: Iterable[tuple[Any, float]], pcm: Float32) -> None:
         """Pictures (av.VideoFrame, time_ms) and the sound float32 (channels, n) that follows on the last call's."""
@@ -73,8 +119,8 @@ class MediaWriter:
                 return
             with self._refused_by_the_disk():
                 for frame, time_ms in pictures:
-                    self._write_frame(frame, time_ms)
-                self._write_audio(pcm)
+                    self._container.mux(self._encoders.picture(frame, time_ms))
+                self._container.mux(self._encoders.sound(pcm))
 
     def end_pictures(self) -> None:
         """No picture comes any more: those that the encoder holds back must not wait behind the sound."""
@@ -82,7 +128,7 @@ class MediaWriter:
             if not self._closed and not self._pictures_ended:
                 self._pictures_ended = True
                 with self._refused_by_the_disk():
-                    self._container.mux(self._video.encode())
+                    self._container.mux(self._encoders.video.encode())
 
     def finish(self, path: Path) -> None:
         """Complete the file and move it to `path`; nothing after `discard`, as when the job was cancelled meanwhile."""
@@ -90,7 +136,7 @@ class MediaWriter:
         with self._busy, self._refused_by_the_disk():
             if self._closed:
                 return
-            self._container.mux(self._audio.encode())
+            self._container.mux(self._encoders.audio.encode())
             self._container.close()
             self._closed = True
             os.replace(self._temporary, path)
@@ -102,29 +148,6 @@ class MediaWriter:
             with suppress(av.FFmpegError, OSError):  # closing writes the rest, which a full disk refuses again
                 self._container.close()
             self._temporary.unlink(missing_ok=True)
-
-    def _write_frame(self, frame: Any, time_ms: float) -> None:
-        """A picture's time is kept to the tick of the input's clock."""
-        pts = round(Fraction(time_ms) / 1000 / self._info.video_time_base)
-        if self._last_pts is not None and pts <= self._last_pts:
-            pts = self._last_pts + 1  # encoders need rising timestamps; a broken source may repeat one
-        self._last_pts = pts
-        frame.pts = pts
-        frame.time_base = self._info.video_time_base
-        frame.duration = frame.duration or self._step
-        frame.pict_type = 0  # the encoder decides, not the source's frame type
-        self._container.mux(self._video.encode(frame))
-
-    def _write_audio(self, pcm: Float32) -> None:
-        if pcm.shape[1] == 0:
-            return
-        limited = np.ascontiguousarray(np.clip(pcm, -1.0, 1.0), dtype=np.float32)
-        frame = av.AudioFrame.from_ndarray(limited, format="fltp", layout=self._layout)
-        frame.sample_rate = self._rate
-        frame.time_base = Fraction(1, self._rate)
-        frame.pts = self._samples
-        self._samples += pcm.shape[1]
-        self._container.mux(self._audio.encode(frame))
 
     @contextmanager
     def _refused_by_the_disk(self) -> Iterator[None]:
@@ -149,16 +172,3 @@ class MediaWriter:
         return av.open(
             f"file:{self._temporary}", "w", format=format_name, options={} if format_name == "matroska" else options
         )
-
-    def _add_video(self) -> Any:
-        info = self._info
-        stream = self._container.add_stream("libx264", rate=info.frame_rate, options=X264_OPTIONS)
-        stream.width, stream.height = info.width, info.height
-        stream.pix_fmt = info.planar_format
-        encoder = stream.codec_context
-        encoder.time_base = info.video_time_base
-        encoder.flags |= FRAME_DURATION
-        encoder.sample_aspect_ratio = info.sample_aspect_ratio
-        encoder.color_range, encoder.colorspace = info.colour.range, info.colour.space
-        encoder.color_primaries, encoder.color_trc = info.colour.primaries, info.colour.transfer
-        return stream

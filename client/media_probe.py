@@ -43,7 +43,7 @@ OPEN_OPTIONS = {
 class MediaInfo:
     """What a file holds. Sizes are those of the upright picture."""
 
-    path: Path
+    path: Path | str  # what messages call it; a string where it is no file
     width: int
     height: int
     orientation: Orientation  # how the stored picture has to be turned
@@ -57,6 +57,11 @@ class MediaInfo:
     duration_s: float | None  # None when the container does not say
 
     @property
+    def label(self) -> str:
+        """What messages and reports call it."""
+        return str(self.path)
+
+    @property
     def planar_format(self) -> str:
         """The pixel format of the output, and of every picture that had to be turned."""
         return planar_format(self.width, self.height)
@@ -66,30 +71,53 @@ def probe_media(path: Path) -> MediaInfo:
     """Look at a file without decoding more than its beginning. Raises InputError when it cannot be dubbed."""
     with closing(open_media(path)) as container:
         streams = first_streams(container, path)
-        _check_size(streams[0], path)
+        check_size(streams[0], path)
         refuse_truncated(container, streams, path)
     with closing(open_media(path)) as container:
         video, audio = first_streams(container, path)
         picture, sound = _first_frames(container, video, audio, path)
-        if sound.sample_rate not in SAMPLE_RATES_HZ:
-            raise InputError(f"{path}: {sound.sample_rate} Hz is no usable sample rate; convert its sound to 48000 Hz")
-        orientation = Orientation.of_frame(picture)
-        aspect = Fraction(video.sample_aspect_ratio or 1)
-        sides = (picture.width, picture.height)
-        return MediaInfo(
-            path=path,
-            width=sides[orientation.transposed],
-            height=sides[not orientation.transposed],
-            orientation=orientation,
-            sample_aspect_ratio=1 / aspect if orientation.transposed else aspect,
-            colour=Colour.of_frame(picture),
-            frame_rate=_frame_rate(video, path),
-            video_time_base=_tick_s(Fraction(video.time_base)),
-            sample_rate_hz=sound.sample_rate,
-            channels=sound.layout.nb_channels,
+        return describe(
+            path,
+            picture,
+            sound,
+            frame_rate=nominal_frame_rate(video, path),
+            time_base=Fraction(video.time_base),
+            aspect=Fraction(video.sample_aspect_ratio or 1),
             start_s=min(_time_s(picture, video), _time_s(sound, audio)),
             duration_s=container.duration / av.time_base if container.duration else None,
         )
+
+
+def describe(
+    path: Path | str,
+    picture: Any,
+    sound: Any,
+    *,
+    frame_rate: Fraction,
+    time_base: Fraction,
+    aspect: Fraction,
+    start_s: Fraction,
+    duration_s: float | None = None,
+) -> MediaInfo:
+    """What a first picture and a first sound say of their source. Raises InputError."""
+    if sound.sample_rate not in SAMPLE_RATES_HZ:
+        raise InputError(f"{path}: {sound.sample_rate} Hz is no usable sample rate; convert its sound to 48000 Hz")
+    orientation = Orientation.of_frame(picture)
+    sides = (picture.width, picture.height)
+    return MediaInfo(
+        path=path,
+        width=sides[orientation.transposed],
+        height=sides[not orientation.transposed],
+        orientation=orientation,
+        sample_aspect_ratio=1 / aspect if orientation.transposed else aspect,
+        colour=Colour.of_frame(picture),
+        frame_rate=frame_rate,
+        video_time_base=_tick_s(time_base),
+        sample_rate_hz=sound.sample_rate,
+        channels=sound.layout.nb_channels,
+        start_s=start_s,
+        duration_s=duration_s,
+    )
 
 
 def open_media(path: Path) -> Any:
@@ -115,7 +143,7 @@ def open_media(path: Path) -> Any:
         raise InputError(f"{path}: is cut off, damaged or no video ({reason(error)})") from None
 
 
-def first_streams(container: Any, path: Path) -> tuple[Any, Any]:
+def first_streams(container: Any, path: Path | str) -> tuple[Any, Any]:
     """The first video stream that is no cover picture, and the first audio stream. Raises InputError."""
     cover = av.stream.Disposition.attached_pic
     video = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
@@ -136,7 +164,8 @@ def reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error).split("\n")[0]
 
 
-def _check_size(video: Any, path: Path) -> None:
+def check_size(video: Any, path: Path | str) -> None:
+    """Before anything is decoded. Raises InputError."""
     width, height = video.codec_context.width, video.codec_context.height
     if not width or not height:
         raise InputError(f"{path}: the video stream has no picture size; the file is damaged, or not a video")
@@ -174,7 +203,8 @@ def _time_s(frame: Any, stream: Any) -> Fraction:
     return Fraction(frame.pts * frame.time_base)
 
 
-def _frame_rate(video: Any, path: Path) -> Fraction:
+def nominal_frame_rate(video: Any, path: Path | str) -> Fraction:
+    """Frames per second that a stream states or its first packets suggest. Raises InputError."""
     rates = [rate for rate in (video.average_rate, video.guessed_rate, video.base_rate) if rate]
     usable = next((rate for rate in rates if rate <= MAX_FRAME_RATE), None)
     if usable is None and video.average_rate:
