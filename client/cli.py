@@ -9,30 +9,46 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from polylip.client import job
+from polylip.client.cli_options import (
+    Consent,
+    FaceWish,
+    FitWish,
+    From,
+    Glossary,
+    Mark,
+    Profile,
+    Segmentation,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    To,
+    Url,
+    VadWish,
+    tls,
+    wishes,
+)
+from polylip.client.closing import Policy
 from polylip.client.errors import PolylipError
-from polylip.client.files import read_glossary
-from polylip.client.languages_command import languages, source_tag, target_tag
+from polylip.client.exits import EXIT_INTERRUPTED, EXIT_SERVER, EXIT_UNUSABLE, err, fail, interruptible, say
+from polylip.client.languages_command import languages
+from polylip.client.live.command import live
 from polylip.client.report import print_summary
+from polylip.client.vad import VadChoice
 from polylip.client.verify import verify
 from polylip.export.commands import app as export_app
 from polylip.export.fetch_command import fetch
 from polylip.serving.errors import EngineError, MissingError, UnknownProfileError
 from polylip.serving.isochrony import Fit
 
-EXIT_UNUSABLE = 2
-EXIT_SERVER = 3
-EXIT_INTERRUPTED = 130
 LOOPBACK = "127.0.0.1"
 
 app = typer.Typer(
@@ -40,50 +56,40 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Dub a video into another language, with moving lips, through a Triton Inference Server.",
+    help="Dub a video or a live stream into another language, with moving lips, through a Triton Inference Server.",
     epilog="Exit codes: 0 done; 2 the input or this machine cannot be used; 3 the server failed; 130 interrupted; "
     "`verify`: 4 not marked, 5 changed since, 6 tags only.",
 )
 app.add_typer(export_app, name="export")
 app.command("fetch")(fetch)
 app.command("languages")(languages)
+app.command("live")(live)
 app.command("verify")(verify)
-err = Console(stderr=True)
 
 PORTS = {"min": 0, "max": 65535}
-Profile = Annotated[str, typer.Option(help="Engines to serve: lite (no download, no GPU), cpu, gpu, onnx, openvino")]
-
 Models = Annotated[str, typer.Option(help="Only these models, for example: detect,track,faces")]
 
 
 @app.command()
 def dub(
     input: Annotated[Path, typer.Argument(help="A clip of a person talking: mp4, mov, mkv, webm, ...")],
-    to: Annotated[str, typer.Option("--to", help="Target language: es, es-MX, Spanish")],
+    to: To,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Output: .mp4, .m4v, .mov, .mkv; overwritten if there")
     ],
-    source: Annotated[str, typer.Option("--from", help="Source language, or auto")] = "auto",
-    url: Annotated[str | None, typer.Option(help="host:port of a running server; without it, one is started")] = None,
+    source: From = "auto",
+    url: Url = None,
     profile: Profile = "lite",
-    face: Annotated[
-        str | None,
-        typer.Option(help="The face to re-lip: its id on the contact sheet, or a place from 0 to 1: 0.7,0.4"),
-    ] = None,
-    fit: Annotated[
-        Fit, typer.Option(help="natural: may run over; tight: in between; strict: hurries to keep to its time")
-    ] = Fit.TIGHT,
-    voice_consent: Annotated[
-        bool,
-        typer.Option(
-            "--voice-consent", help="The speaker agreed to have their voice cloned; else a stock voice speaks"
-        ),
-    ] = False,
-    glossary: Annotated[
-        Path | None,
-        typer.Option(help="File with a term per line: `term` is kept, `term = translation` is forced; not with lite"),
-    ] = None,
-    mark: Annotated[bool, typer.Option("--mark/--no-mark", help="Mark the output as AI-dubbed, for machines")] = True,
+    face: FaceWish = None,
+    fit: FitWish = Fit.TIGHT,
+    voice_consent: Consent = False,
+    glossary: Glossary = None,
+    segmentation: Segmentation = Policy.SEMANTIC,
+    vad: VadWish = VadChoice.AUTO,
+    mark: Mark = True,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output at the end")] = False,
 ) -> None:
     """Dub INPUT into another language.
@@ -92,20 +98,24 @@ def dub(
 
     Example: polylip dub talk.mp4 --to es -o talk.es.mp4
     """
+    wished = wishes(to, source, fit, voice_consent, glossary)
     options = job.DubOptions(
         input,
         output,
-        target_tag(to),
-        source_tag(source),
+        wished.target_language,
+        wished.source_language,
         url,
         profile,
         face,
-        fit=fit,
-        voice_consent=voice_consent,
-        glossary=read_glossary(glossary) if glossary else "",
+        fit=wished.fit,
+        voice_consent=wished.voice_consent,
+        glossary=wished.glossary,
         mark=mark,
+        segmentation=segmentation,
+        vad=vad,
+        tls=tls(tls_ca, tls_cert, tls_key),
     )
-    with _interruptible("interrupted; nothing was written", EXIT_INTERRUPTED):
+    with interruptible("interrupted; nothing was written", EXIT_INTERRUPTED):
         result = asyncio.run(_dub_with_progress(options))
     if as_json:
         print(result.files[0].read_text(encoding="utf-8"), end="")
@@ -115,7 +125,7 @@ def dub(
         err.print(f"{result.video}", highlight=False, soft_wrap=True)
         return
     missing = ", ".join(map(str, job.missing_segments(result.report)))
-    _fail(f"the server failed: no dub for segment {missing}; what there is: {result.video}", EXIT_SERVER)
+    fail(f"the server failed: no dub for segment {missing}; what there is: {result.video}", EXIT_SERVER)
 
 
 @app.command()
@@ -147,10 +157,10 @@ def serve(
         listen=listen,
         log_path=log,
     )
-    with _interruptible("the server is stopped", 0), running_server(options) as server:
+    with interruptible("the server is stopped", 0), running_server(options) as server:
         print(f"ready: grpc {server.url}, metrics {listen}:{server.ports.metrics}, log {server.log_path}", flush=True)
         status = server.wait()
-        _fail(f"tritonserver ended by itself (status {status}); log: {server.log_path}", EXIT_SERVER)
+        fail(f"tritonserver ended by itself (status {status}); log: {server.log_path}", EXIT_SERVER)
 
 
 @app.command()
@@ -205,24 +215,6 @@ async def _dub_with_progress(options: job.DubOptions) -> job.DubResult:
         return await job.dub(options, show)
 
 
-@contextmanager
-def _interruptible(message: str, code: int) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the block in order, with one line."""
-    try:
-        yield
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        _fail(message, code)
-
-
-def _say(message: str) -> None:
-    err.print(f"polylip: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    _say(message)
-    raise typer.Exit(code)
-
-
 def _raise_interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -233,16 +225,16 @@ def main() -> None:
     try:
         app()
     except PolylipError as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(error.exit_code)
     except (MissingError, UnknownProfileError) as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(EXIT_UNUSABLE)
     except ModuleNotFoundError as error:
-        _say(f"{error.name} is not installed; run: pip install 'polylip[serve,export]'")
+        say(f"{error.name} is not installed; run: pip install 'polylip[serve,export]'")
         sys.exit(EXIT_UNUSABLE)
     except EngineError as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(EXIT_SERVER)
 
 

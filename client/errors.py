@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from polylip.client.error_codes import ErrorCode
+
 
 class PolylipError(Exception):
     """Base of all errors that the client raises on purpose."""
@@ -20,10 +22,22 @@ class ServerError(PolylipError):
 
     exit_code = 3
 
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.INTERNAL) -> None:
+        super().__init__(message)
+        self.code = code
+
 
 class DeadlineError(ServerError):
     """The server did not answer a request within its deadline."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.DEADLINE)
+
 
 class ServerLostError(ServerError):
     """The connection to the server is gone: every request still open on it has failed."""
+
+    def __init__(self, message: str, code: ErrorCode = ErrorCode.SERVER_LOST, *, for_good: bool = False) -> None:
+        """`for_good`: nobody waits for it any more."""
+        super().__init__(message, code)
+        self.for_good = for_good

@@ -1,14 +1,16 @@
 """The picture branch: analysis frames to the `faces` ensemble, chunk by chunk, faces into the ring.
 
 Every shot is a sequence of its own. Questions lag behind key frames by LOOK_AHEAD_MS, so that the tracker knows what
-comes when it answers.
+comes when it answers. A sequence that is lost goes on as a new one, from the first frame without an answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -17,13 +19,18 @@ import numpy as np
 import numpy.typing as npt
 
 from polylip.client.cuts import CutDetector, thumbnail
-from polylip.client.errors import ServerError, ServerLostError
+from polylip.client.error_codes import ErrorCode
+from polylip.client.errors import ServerError
+from polylip.client.face_book import FaceBook
 from polylip.client.key_frames import KeyFrames
-from polylip.client.media_in import MediaInfo, VideoReader
+from polylip.client.media_in import MediaInfo
+from polylip.client.pacing import Pacing
+from polylip.client.pictures import PictureReader
 from polylip.client.results import FaceTrack
+from polylip.client.retry import retrying
 from polylip.client.ring import Box, Face, FrameRing
-from polylip.client.speaker import MouthMeter
-from polylip.client.triton import Outputs, Pending, TritonStream
+from polylip.client.trace import Stage, Trace
+from polylip.client.triton import Outputs, Pending, Stream
 from polylip.client.wire import Inputs, SequencePosition, new_sequence_id
 
 UInt8 = npt.NDArray[np.uint8]
@@ -32,8 +39,10 @@ ANALYSIS_WIDTH, ANALYSIS_HEIGHT = 640, 360  # fixed, so that engines can be comp
 KEY_FRAMES_PER_CHUNK = 5  # about 1 s: boxes are there long before the segment they belong to has closed
 LOOK_AHEAD_MS = 400  # two key frames: what a smoother gains from knowing more is small
 READ_FRAMES = 10  # decoded per visit to the decoding thread
+MAX_KEY_FRAMES = 16  # in a request: the largest batch of `detect`
+MIN_TIMEOUT_S = 0.2  # for the faces of live frames that are nearly due
 TIMEOUT_S = 30.0  # a chunk takes 0.2 s; a loaded server many times that
-USUAL_SCORE_DECAY = 0.998  # per frame: what is usual for a face follows it within some 10 s
+END_TIMEOUT_S = 2.0  # to send the end of a sequence when a job breaks off
 
 
 @dataclass
@@ -47,13 +56,36 @@ class _Picture:
 
 @dataclass
 class _Chunk:
-    """The content of one request."""
+    """The content of one request, held until it is answered."""
 
     sequence: int = 0
     starts: bool = False  # its sequence
+    ends: bool = False  # its sequence: the last of its shot
     keys: list[UInt8] = field(default_factory=list)  # letterboxed BGR
     key_ms: list[int] = field(default_factory=list)
     queries: list[_Picture] = field(default_factory=list)  # without their frames
+    # Of its shot, from chunks before it: the key frames around its first queries. A sequence that starts with it needs
+    # them too.
+    lead: list[tuple[UInt8, int]] = field(default_factory=list)
+    deadline: float = 0.0  # event-loop time, of all tries together
+    tries: int = 0
+    sent_at: float = 0.0  # time.monotonic(), of the last try
+    sent: Pending | ServerError | None = None  # the error of a request that could not be sent
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is already known that no answer comes."""
+        return isinstance(self.sent, ServerError) or (self.sent is not None and self.sent.failed)
+
+    def inputs(self) -> Inputs:
+        """As the place in its sequence now asks for."""
+        room = MAX_KEY_FRAMES - len(self.keys) if self.starts else 0
+        lead = self.lead[max(0, len(self.lead) - room) :] if room > 0 else []
+        return {
+            "FRAMES": np.stack([*(key for key, _ in lead), *self.keys]),
+            "KEYFRAME_MS": np.array([*(time_ms for _, time_ms in lead), *self.key_ms], np.int64),
+            "QUERY_MS": np.array([round(query.time_ms) for query in self.queries], np.int64),
+        }
 
 
 class Letterbox:
@@ -74,33 +106,50 @@ class Letterbox:
 
 
 class FacesBranch:
-    """Runs ahead of the output through the whole picture; a failed chunk leaves its frames without a face."""
+    """Runs ahead of the output through the whole picture; a chunk that fails for good leaves its frames without a face.
 
-    def __init__(self, info: MediaInfo, ring: FrameRing, stream: TritonStream) -> None:
-        self._info = info
+    `stream` is best a Line: what was lost with a connection is then sent again.
+    """
+
+    def __init__(
+        self,
+        info: MediaInfo,
+        ring: FrameRing,
+        stream: Stream,
+        *,
+        pacing: Pacing | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self._pacing = pacing or Pacing()
+        self._trace = trace or Trace()
         self._ring = ring
         self._stream = stream
         self._letterbox = Letterbox(info.width, info.height)
         self._look_ahead = round(info.frame_rate * Fraction(LOOK_AHEAD_MS, 1000))  # frames
         self._book = FaceBook(info.width, info.height)
         self._sequence = 0  # 0: the next request starts a new one
-        self._lost = False
         self._chunk = _Chunk()
+        self._shot_keys: deque[tuple[UInt8, int]] = deque(maxlen=MAX_KEY_FRAMES)  # of the chunks sent, the newest ones
         self._waiting: deque[_Picture] = deque()  # not asked for yet
         self._newest: _Picture | None = None  # unless it is a key frame
-        self._under_way: tuple[_Chunk, Pending | None] | None = None
+        self._unanswered: deque[_Chunk] = deque()  # in order, at most two
         self.keys = KeyFrames(info.frame_rate)
         self.cuts = 0
         self.failed_chunks = 0
+        self.retries = 0
 
     @property
     def tracks(self) -> list[FaceTrack]:
         """Every face of the picture."""
         return self._book.tracks
 
-    async def run(self) -> None:
+    @property
+    def is_asking(self) -> bool:
+        """Whether an answer is waited for."""
+        return bool(self._unanswered)
+
+    async def run(self, reader: PictureReader) -> None:
         """Read the picture to its end."""
-        reader = VideoReader(self._info)
         detector = CutDetector()
         unsure: deque[_Picture] = deque()  # whether they start a shot is not yet known
         try:
@@ -112,23 +161,24 @@ class FacesBranch:
             for is_cut in detector.flush():
                 await self._add(unsure.popleft(), is_cut)
             await self._end_shot()
-            await self._settle_under_way()
+            while self._unanswered:
+                await self._settle_oldest()
         finally:
-            reader.close()
             await self._end_sequence()
         self._ring.close()
 
-    def _read(self, reader: VideoReader) -> list[_Picture]:
+    def _read(self, reader: PictureReader) -> list[_Picture]:
         return [_Picture(time_ms, frame, thumbnail(frame)) for time_ms, frame in reader.read(READ_FRAMES)]
 
     async def _end_sequence(self) -> None:
         """A job that breaks off ends its sequence too: an open one counts as work in flight when the server stops."""
-        if not self._sequence or self._lost:
+        if not self._sequence or self._stream.lost is not None:
             return
-        empty = _Chunk(keys=[np.zeros((ANALYSIS_HEIGHT, ANALYSIS_WIDTH, 3), np.uint8)], key_ms=[0])
+        empty = _Chunk(self._sequence, ends=True, key_ms=[0])
+        empty.keys = [np.zeros((ANALYSIS_HEIGHT, ANALYSIS_WIDTH, 3), np.uint8)]
         empty.queries = [_Picture(0.0, None, np.zeros((0, 0), np.uint8))]
         with contextlib.suppress(asyncio.CancelledError):
-            await self._submit(empty, end=True)
+            await self._submit(empty, END_TIMEOUT_S)
 
     async def _add(self, picture: _Picture, is_cut: bool) -> None:
         """The next frame. What was before it is sent only now, when it is known whether it ended a shot."""
@@ -159,6 +209,7 @@ class FacesBranch:
             self.keys.count_last()
             await self._add_key_frame()
         await self._send(len(self._waiting), end=True)
+        self._shot_keys.clear()
 
     async def _send(self, count: int, end: bool) -> None:
         """Send the chunk with the first `count` frames that wait, then take in the answer before it.
@@ -168,56 +219,80 @@ class FacesBranch:
         """
         chunk, self._chunk = self._chunk, _Chunk()
         chunk.queries = [self._waiting.popleft() for _ in range(count)]
-        pending = await self._submit(chunk, end)
-        await self._settle_under_way()
-        self._under_way = chunk, pending
+        chunk.lead = _around(self._shot_keys, chunk.queries[0].time_ms)
+        self._shot_keys.extend(zip(chunk.keys, chunk.key_ms, strict=True))
+        if self._unanswered and self._unanswered[0].lost:
+            await self._settle_oldest()
+        chunk.starts, chunk.ends = self._sequence == 0, end
+        chunk.sequence = self._sequence or new_sequence_id()
+        self._sequence = 0 if end else chunk.sequence
+        timeout_s = min(TIMEOUT_S, max(MIN_TIMEOUT_S, self._pacing.left_s(chunk.queries[0].time_ms)))
+        chunk.deadline = asyncio.get_running_loop().time() + timeout_s
+        await self._submit(chunk, timeout_s)
+        self._unanswered.append(chunk)
+        if len(self._unanswered) > 1:
+            await self._settle_oldest()
 
-    async def _submit(self, chunk: _Chunk, end: bool) -> Pending | None:
-        if self._lost:
-            return None
-        chunk.starts = self._sequence == 0
-        if chunk.starts:
-            self._sequence = new_sequence_id()
-        chunk.sequence = self._sequence
-        inputs: Inputs = {
-            "FRAMES": np.stack(chunk.keys),
-            "KEYFRAME_MS": np.array(chunk.key_ms, np.int64),
-            "QUERY_MS": np.array([round(query.time_ms) for query in chunk.queries], np.int64),
-        }
-        position = SequencePosition(chunk.sequence, start=chunk.starts, end=end)
-        if end:
-            self._sequence = 0
+    async def _submit(self, chunk: _Chunk, timeout_s: float) -> None:
+        position = SequencePosition(chunk.sequence, chunk.starts, chunk.ends)
+        chunk.sent_at = time.monotonic()
         try:
-            return await self._stream.submit("faces", inputs, TIMEOUT_S, position)
+            chunk.sent = await self._stream.submit("faces", chunk.inputs(), timeout_s, position)
         except ServerError as error:
-            self._fail(chunk, error)
-            return None
+            chunk.sent = error
 
-    async def _settle_under_way(self) -> None:
-        if self._under_way is None:
-            return
-        (chunk, pending), self._under_way = self._under_way, None
+    async def _settle_oldest(self) -> None:
+        """Wait for its answer, and give its frames their faces."""
+        chunk = self._unanswered[0]
         faces: list[tuple[Face, ...]] = [()] * len(chunk.queries)
-        if pending is not None:
-            try:
-                outputs = await pending.result()
-                faces = await asyncio.to_thread(self._faces, chunk, outputs)
-                self.keys.follow(outputs.get("TRACK_SURPRISE"))
-            except ServerError as error:
-                self._fail(chunk, error)
+        try:
+            outputs = await retrying(
+                self._oldest_answer, deadline=chunk.deadline, on_retry=self._count, also=[ErrorCode.SEQUENCE_LOST]
+            )
+            faces = await asyncio.to_thread(self._faces, chunk, outputs)
+            self.keys.follow(outputs.get("TRACK_SURPRISE"))
+        except ServerError:
+            self.failed_chunks += 1
+            if chunk.sequence == self._sequence:
+                self._sequence = 0  # its state is unknown: the next chunk starts a new one
+        self._unanswered.popleft()
         self._ring.settle(faces)
+        if isinstance(chunk.sent, Pending) and chunk.sent.last_at:
+            start_ms, end_ms = chunk.queries[0].time_ms, chunk.queries[-1].time_ms
+            self._trace.span(
+                None, Stage.FACES, chunk.sent_at, chunk.sent.last_at, media_start_ms=start_ms, media_end_ms=end_ms
+            )
 
-    def _fail(self, chunk: _Chunk, error: ServerError) -> None:
-        """After a failure the sequence's state is unknown: the next chunk starts a new one."""
-        self.failed_chunks += 1
-        if chunk.sequence == self._sequence:
-            self._sequence = 0
-        self._lost = self._lost or isinstance(error, ServerLostError)
+    async def _oldest_answer(self) -> Outputs:
+        chunk = self._unanswered[0]
+        chunk.tries += 1
+        if chunk.tries > 1:
+            await self._replay()
+        if not isinstance(chunk.sent, Pending):
+            raise chunk.sent or ServerError("faces: not sent")
+        return await chunk.sent.result()
+
+    async def _replay(self) -> None:
+        """Send all that is unanswered of the oldest chunk's sequence once more, as a new sequence."""
+        lost, anew = self._unanswered[0].sequence, new_sequence_id()
+        if self._sequence == lost:
+            self._sequence = anew
+        for chunk in [chunk for chunk in self._unanswered if chunk.sequence == lost]:
+            chunk.sequence, chunk.starts = anew, chunk is self._unanswered[0]
+            await self._submit(chunk, chunk.deadline - asyncio.get_running_loop().time())
+
+    def _count(self) -> None:
+        self.retries += 1
 
     def _faces(self, chunk: _Chunk, outputs: Outputs) -> list[tuple[Face, ...]]:
         """The faces of each frame that was asked for, in pixels of the source picture."""
         boxes, scores = outputs["TRACK_BOXES"] / self._letterbox.scale, outputs["TRACK_SCORES"]
-        ids = self._book.job_ids(outputs["TRACK_IDS"].tolist(), chunk.starts)
+        first = {
+            track: _box(boxes[0, column])
+            for column, track in enumerate(outputs["TRACK_IDS"].tolist())
+            if chunk.starts and chunk.lead and scores[0, column] > 0
+        }
+        ids = self._book.job_ids(outputs["TRACK_IDS"].tolist(), chunk.starts, first)
         found = []
         for row, query in enumerate(chunk.queries):
             there = {
@@ -229,66 +304,13 @@ class FacesBranch:
         return found
 
 
+def _around(keys: Iterable[tuple[UInt8, int]], time_ms: float) -> list[tuple[UInt8, int]]:
+    """Those behind a time, and the last one before it."""
+    held = list(keys)
+    before = sum(key_ms <= time_ms for _, key_ms in held)
+    return held[max(0, before - 1) :]
+
+
 def _box(corners: npt.NDArray[np.float32]) -> Box:
     x1, y1, x2, y2 = corners.tolist()
     return x1, y1, x2, y2
-
-
-@dataclass
-class _Entry:
-    """What is known of one track so far."""
-
-    start_ms: float
-    end_ms: float = 0.0
-    frames: int = 0
-    sum_x: float = 0.0
-    sum_y: float = 0.0
-    usual_score: float = 0.0
-
-
-class FaceBook:
-    """Every face of the job: ids that no two sequences share, usual scores, mouth motion, where it was and when."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self._width, self._height = width, height
-        self._entries: dict[int, _Entry] = {}
-        self._highest = 0  # id so far
-        self._offset = 0  # from the tracker's ids, which each sequence counts from 1, to the job's
-        self._meter = MouthMeter()
-
-    def job_ids(self, ids: list[int], starts: bool) -> list[int]:
-        """The tracker's ids of one answer, unique over the job; `starts`: it is the first of its sequence."""
-        if starts:
-            self._offset = self._highest
-        self._highest = max([self._highest, *(self._offset + track for track in ids)])
-        return [self._offset + track for track in ids]
-
-    def enter(self, time_ms: float, thumb: UInt8, found: dict[int, tuple[Box, float]]) -> tuple[Face, ...]:
-        """The next frame's faces, from box and score by track."""
-        scale = thumb.shape[1] / self._width
-        boxes = {
-            track: (scale * x1, scale * y1, scale * x2, scale * y2) for track, ((x1, y1, x2, y2), _) in found.items()
-        }
-        mouths = self._meter.measure(thumb, boxes)
-        faces = []
-        for track, (box, score) in found.items():
-            entry = self._entries.setdefault(track, _Entry(time_ms))
-            entry.usual_score = max(score, entry.usual_score * USUAL_SCORE_DECAY)
-            entry.end_ms = time_ms
-            entry.frames += 1
-            entry.sum_x += (box[0] + box[2]) / 2
-            entry.sum_y += (box[1] + box[3]) / 2
-            faces.append(Face(box, track, score / entry.usual_score, *mouths.get(track, (0.0, None))))
-        return tuple(faces)
-
-    @property
-    def tracks(self) -> list[FaceTrack]:
-        return [
-            FaceTrack(
-                track,
-                round(entry.start_ms),
-                round(entry.end_ms),
-                (entry.sum_x / entry.frames / self._width, entry.sum_y / entry.frames / self._height),
-            )
-            for track, entry in sorted(self._entries.items())
-        ]

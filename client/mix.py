@@ -44,8 +44,8 @@ class AudioBed:
         for dub in dubs:
             if dub.audible:
                 mixed *= _fade(times_ms, float(dub.start_ms or 0), dub.end_ms)
-                if not dub.failed:
-                    mixed *= _fade(times_ms, dub.segment.start_ms, dub.segment.end_ms)
+                if not dub.failed and dub.lips_start_ms < dub.segment.end_ms:
+                    mixed *= _fade(times_ms, dub.lips_start_ms, dub.segment.end_ms)
         for dub in dubs:
             if dub.start_ms is not None:
                 self._add(mixed, start, dub)

@@ -8,12 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from polylip.client.closing import Policy
 from polylip.client.errors import InputError, ServerError
 from polylip.client.languages_command import source_tag, target_tag
+from polylip.client.lines import RECONNECT_S
+from polylip.client.server import ServerChoice
 from polylip.client.speaker import parse_wish
-from polylip.client.speech import SpeechWishes
+from polylip.client.tls import Tls
 from polylip.client.triton import TritonClient
+from polylip.client.vad import VadChoice
 from polylip.client.wire import Tensor, row, rows
+from polylip.client.wishes import SpeechWishes
 from polylip.serving import engines
 from polylip.serving.isochrony import Fit
 
@@ -36,46 +41,59 @@ class DubOptions:
     voice_consent: bool = False  # the speaker agreed to have their voice cloned; without it a stock voice speaks
     glossary: str = ""  # lines "term" (kept) or "term = translation" (forced)
     mark: bool = True  # as AI-dubbed, for machines
+    segmentation: Policy = Policy.SEMANTIC  # what closes a segment
+    vad: VadChoice = VadChoice.AUTO  # what hears speech
+    tls: Tls | None = None  # to a running server
+    reconnect_s: float = RECONNECT_S  # for which a server that is lost is waited for
+
+    @property
+    def server(self) -> ServerChoice:
+        return ServerChoice(self.url, self.profile, self.tls, self.reconnect_s)
 
     @property
     def wishes(self) -> SpeechWishes:
         return SpeechWishes(self.source_language, self.target_language, self.fit, self.voice_consent, self.glossary)
 
 
+def check_wishes(wishes: SpeechWishes, face: str | None, url: str | None) -> None:
+    """What can be seen without opening anything, of a file and of a live source. Raises InputError."""
+    target_tag(wishes.target_language)
+    source_tag(wishes.source_language)
+    if url is not None and not re.fullmatch(r"[^/\s]+:\d{1,5}", url):
+        raise InputError(f"{url!r} is not host:port, for example: 127.0.0.1:8001")
+    parse_wish(face)
+
+
 def check_options(options: DubOptions) -> None:
-    """What can be seen without opening anything."""
-    target_tag(options.target_language)
-    source_tag(options.source_language)
-    if options.url is not None and not re.fullmatch(r"[^/\s]+:\d{1,5}", options.url):
-        raise InputError(f"{options.url!r} is not host:port, for example: 127.0.0.1:8001")
-    parse_wish(options.face)
+    """What can be seen without opening anything. Raises InputError."""
+    check_wishes(options.wishes, options.face, options.url)
     if options.output.exists() and options.input.exists() and options.output.samefile(options.input):
         raise InputError(f"{options.output}: output and input are the same file; choose another output")
 
 
-async def check_languages(client: TritonClient, options: DubOptions) -> None:
+async def check_languages(client: TritonClient, wishes: SpeechWishes) -> None:
     """One tiny request through the whole speech branch: an unsupported pair is refused before any work.
 
     Where the recogniser finds the language out itself, only the voice can be asked: with a text that needs no
     translation.
     """
-    refusal = await _refusal(client, options, options.source_language)
-    if refusal and options.source_language == AUTO and not await _refusal(client, options, options.target_language):
+    refusal = await _refusal(client, wishes, wishes.source_language)
+    if refusal and wishes.source_language == AUTO and not await _refusal(client, wishes, wishes.target_language):
         return
     if refusal:
         raise InputError(refusal)
 
 
-async def _refusal(client: TritonClient, options: DubOptions, source_language: str) -> str:
+async def _refusal(client: TritonClient, wishes: SpeechWishes, source_language: str) -> str:
     """Why a segment in this language would not be dubbed; empty where it would. Raises InputError."""
     inputs: dict[str, Tensor | str] = {
         "AUDIO": np.zeros(1, np.float32),
         "SOURCE_LANGUAGE": source_language,
-        "TARGET_LANGUAGE": options.target_language,
+        "TARGET_LANGUAGE": wishes.target_language,
         "KNOWN_TEXT": "yes",
     }
-    if options.glossary:
-        inputs["GLOSSARY"] = options.glossary
+    if wishes.glossary:
+        inputs["GLOSSARY"] = wishes.glossary
     refusal = ""
     async with client.stream() as stream:
         try:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
 from polylip.client.contact_sheet import write_contact_sheet
 from polylip.client.errors import InputError
-from polylip.client.faces import FacesBranch
+from polylip.client.gantt import write_gantt
+from polylip.client.html_report import write_html_report
 from polylip.client.marking import DubFacts, VoiceKind, container_tags, drop_sidecar, mark_video
 from polylip.client.marking_keys import Identity
 from polylip.client.media_in import MediaInfo
 from polylip.client.media_out import MediaWriter
 from polylip.client.options import DubOptions
-from polylip.client.render import Renderer
+from polylip.client.pipeline import Pipeline
 from polylip.client.report import write_report
 from polylip.client.results import FaceSample, Report, SegmentResult, Status, VoiceUsed
-from polylip.client.ring import FrameRing
 from polylip.client.speaker import parse_wish
-from polylip.client.speech import SpeechBranch
 from polylip.client.subtitles import write_subtitles
-from polylip.client.timeline import Timeline
 
 STAND_INS = {"synthesize": "espeak-ng", "lips": "onnxruntime"}  # rules, no trained networks
 
@@ -40,18 +38,6 @@ class DubResult:
     def complete(self) -> bool:
         """Whether no segment failed."""
         return not missing_segments(self.report)
-
-
-@dataclass
-class Run:
-    """The parts of a finished run that the report is made from."""
-
-    timeline: Timeline
-    ring: FrameRing
-    faces: FacesBranch
-    speech: SpeechBranch
-    renderer: Renderer
-    damaged_packets: int  # of picture and sound
 
 
 def missing_segments(report: Report) -> list[int]:
@@ -88,7 +74,7 @@ def _mark(video: Path, options: DubOptions, report: Report, identity: Identity |
 
 
 def finish(
-    options: DubOptions, writer: MediaWriter, report: Report, samples: list[FaceSample], identity: Identity | None
+    options: DubOptions, writer: MediaWriter, report: Report, run: Pipeline, identity: Identity | None
 ) -> DubResult:
     """Move the video into place and write its companions beside it."""
     video = options.output
@@ -97,21 +83,27 @@ def finish(
     writer.finish(video)
     report.output = str(video)
     _mark(video, options, report, identity)
-    folder = video.parent
+    folder, samples = video.parent, run.renderer.samples
     source, sheet = options.input.absolute(), folder / "contact_sheet.png"  # absolute: av takes names for URLs
     try:
         files = [
             write_report(report, folder / "report.json"),
             *write_subtitles(report.segments, video, report.source_language, report.target_language),
             write_contact_sheet(source, video, samples, report.segments, sheet, duration_s=report.duration_s),
+            write_gantt(run.trace, report.segments, folder / "gantt.png"),
+            write_html_report(report, run.trace, folder / "report.html", {"Contact sheet": sheet}),
         ]
     except OSError as error:
         raise InputError(f"{video} is written, but not what belongs beside it ({error.strerror}); make room") from None
     return DubResult(report, video, files, samples)
 
 
-def make_report(options: DubOptions, info: MediaInfo, run: Run, wall_s: float, engines: dict[str, str]) -> Report:
-    counts = run.renderer.counts
+def make_report(
+    options: DubOptions, info: MediaInfo, run: Pipeline, wall_s: float, engines: dict[str, str], damaged_packets: int
+) -> Report:
+    counts, offsets = run.renderer.counts, run.renderer.offsets
+    for segment in run.timeline.results:
+        segment.av_offset_ms = offsets.segment_ms(segment.id)
     duration_s = info.duration_s or run.renderer.position_ms / 1000
     return Report(
         profile=options.profile,
@@ -125,7 +117,9 @@ def make_report(options: DubOptions, info: MediaInfo, run: Run, wall_s: float, e
         frames_without_face=counts.without_face,
         real_time_factor=wall_s / duration_s,
         wall_s=wall_s,
-        av_offset_ms=run.renderer.offsets.offset_ms,
+        av_offset_ms=offsets.offset_ms,
+        av_offsets={"segments": asdict(offsets.segments), "windows": asdict(offsets.windows)},
+        trace=run.trace.to_dict(),
         segments=run.timeline.results,
         versions={
             "polylip": version("polylip"),
@@ -144,6 +138,9 @@ def make_report(options: DubOptions, info: MediaInfo, run: Run, wall_s: float, e
             "lipsync_frames": counts.lips_frames,
             "failed_lipsync_calls": counts.lips_failures,
             "failed_faces_chunks": run.faces.failed_chunks,
+            "recogniser_questions": run.speculation.counts.asked,
+            "server_reconnects": run.reopened,
+            "retries": run.retries,
             "ring_capacity": run.ring.capacity,
             "ring_high_water": run.ring.high_water,
         },
@@ -151,7 +148,7 @@ def make_report(options: DubOptions, info: MediaInfo, run: Run, wall_s: float, e
         seam_worst=run.renderer.quality.seam_worst,
         flicker=run.renderer.quality.flicker,
         flicker_worst=run.renderer.quality.flicker_worst,
-        warnings=_warnings(options, run, duration_s, engines),
+        warnings=_warnings(options, run, duration_s, engines, damaged_packets),
     )
 
 
@@ -165,7 +162,9 @@ def _weights_warning(options: DubOptions) -> list[str]:
     return [f"generated weights in {' and '.join(names)}: the picture means nothing"] if names else []
 
 
-def _warnings(options: DubOptions, run: Run, duration_s: float, engines: dict[str, str]) -> list[str]:
+def _warnings(
+    options: DubOptions, run: Pipeline, duration_s: float, engines: dict[str, str], damaged_packets: int
+) -> list[str]:
     counts, segments = run.renderer.counts, run.timeline.results
     warnings = []
     if not segments:
@@ -188,8 +187,8 @@ def _warnings(options: DubOptions, run: Run, duration_s: float, engines: dict[st
         warnings.append(
             f"segments without a dub: {', '.join(map(str, missing))}, their original sound passes ({reason})"
         )
-    if run.damaged_packets:
-        warnings.append(f"the input is damaged: {run.damaged_packets} packets of picture or sound were skipped")
+    if damaged_packets:
+        warnings.append(f"the input is damaged: {damaged_packets} packets of picture or sound were skipped")
     if run.faces.failed_chunks or counts.lips_failures:
         failed = run.faces.failed_chunks + counts.lips_failures
         warnings.append(f"{failed} picture requests failed: the frames they cover pass unchanged")

@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 from polylip.client.blend import FaceCut, MouthPaster, cut_face, frame_planes, to_frame
-from polylip.client.lipsync import LipsRequest, request_lips
-from polylip.client.media_in import MediaInfo, VideoReader
-from polylip.client.media_out import MediaWriter
+from polylip.client.captions import draw_caption
+from polylip.client.ladder import Level, Pressure
+from polylip.client.lipsync import TIMEOUT_S, LipsRequest, request_lips
+from polylip.client.media_in import MediaInfo
 from polylip.client.mix import AudioBed, Float32
+from polylip.client.pacing import Pacing
+from polylip.client.pictures import PictureReader
 from polylip.client.pulse import Pulse
 from polylip.client.quality import QualityMeter
 from polylip.client.results import FaceSample, HideReason
@@ -27,14 +30,26 @@ from polylip.client.ring import Face, FrameRing, Slot
 from polylip.client.speaker import Choice, SpeakerChooser
 from polylip.client.sync import OffsetMeter
 from polylip.client.timeline import Dub, Timeline
-from polylip.client.triton import TritonStream
+from polylip.client.trace import Stage, Trace
+from polylip.client.triton import Stream
 from polylip.client.visibility import HiddenSpans, Visibility, frames_around
 
 MAX_BATCH = 16  # frames per `lipsync` request: beyond it neither onnxruntime nor TensorRT gain much
 BATCH_BYTES = 64 * 1024 * 1024  # of decoded frames: smaller batches for larger pictures
 EDGE_MS = 80.0  # the mouth fades in and out over this time at the ends of a dub's lips
 SOUND_STEP_MS = 500  # of sound written at once behind the last picture
+MIN_LIPS_S = 0.05  # for the mouths of frames that are nearly due: below, Triton's own time decides
 MAX_SAMPLES = 240  # face samples kept for the contact sheet, however long the video
+
+
+class Writer(Protocol):
+    """Where picture and sound go."""
+
+    def write(self, pictures: Iterable[tuple[Any, float]], pcm: Float32) -> None:
+        """Pictures (av.VideoFrame, time_ms) and the sound (channels, n) that follows on the last call's."""
+
+    def end_pictures(self) -> None:
+        """No picture comes any more."""
 
 
 @dataclass
@@ -49,6 +64,7 @@ class _Work:
     visible: float = 1.0  # of the face: strength of its lips
     hidden: HideReason | None = None  # why that is 0
     cut: FaceCut | None = None
+    caption: str = ""
     pasted: bool = False
 
 
@@ -70,6 +86,8 @@ class RenderCounts:
     lips_calls: int = 0
     lips_frames: int = 0  # asked for; those in silence often come back as they were
     lips_failures: int = 0
+    lips_missed: int = 0  # frames of these calls: they show their own mouth
+    lips_retries: int = 0
     damaged_packets: int = 0
 
 
@@ -84,11 +102,15 @@ class Renderer:
         timeline: Timeline,
         chooser: SpeakerChooser,
         bed: AudioBed,
-        stream: TritonStream,
-        writer: MediaWriter,
+        stream: Stream,
+        writer: Writer,
         pulse: Pulse,
         on_progress: Callable[[float, int], None],
+        pacing: Pacing | None = None,
+        trace: Trace | None = None,
     ) -> None:
+        self._pacing = pacing or Pacing()
+        self._trace = trace or Trace()
         self._pulse = pulse
         self._info = info
         self._ring = ring
@@ -115,19 +137,15 @@ class Renderer:
         # Of the picture waited for: the sound must be known up to it, however long the last one stays.
         self.next_ms = 0.0
 
-    async def run(self) -> None:
+    async def run(self, reader: PictureReader) -> None:
         """Until every frame of the ring is written, and the sound to its end."""
-        reader = VideoReader(self._info, self._format)
         batches: asyncio.Queue[_Batch | None] = asyncio.Queue(1)
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._write_all(batches))
-                await self._prepare_all(reader, batches)
-                await batches.put(None)
-        finally:
-            reader.close()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._write_all(batches))
+            await self._prepare_all(reader, batches)
+            await batches.put(None)
 
-    async def _prepare_all(self, reader: VideoReader, batches: asyncio.Queue[_Batch | None]) -> None:
+    async def _prepare_all(self, reader: PictureReader, batches: asyncio.Queue[_Batch | None]) -> None:
         while True:
             slots = await self._next_slots()
             if not slots:
@@ -159,7 +177,8 @@ class Renderer:
             segment = dub.segment
             if not dub.audible or segment.id in self._choices or segment.start_ms >= before_ms:
                 continue
-            await self._pulse.until(partial(self._ring.settled_to, segment.end_ms))
+            if not self._pacing.live:  # there the faces at hand must do
+                await self._pulse.until(partial(self._ring.settled_to, segment.end_ms))
             frames = [*self._taken, *slots, *self._ring.settled()]
             within = [slot for slot in frames if segment.start_ms <= slot.time_ms < segment.end_ms]
             choice = await asyncio.to_thread(self._chooser.choose, within, segment)
@@ -169,7 +188,7 @@ class Renderer:
     def _work(self, slot: Slot, frame: Any) -> _Work:
         dub = self._timeline.lips_at(slot.time_ms)
         face = self._chooser.usual(slot) if dub is None else self._choices[dub.segment.id].face(slot)
-        return _Work(slot, frame, frame.duration, face, dub)
+        return _Work(slot, frame, frame.duration, face, dub, caption=self._timeline.caption_at(slot.time_ms))
 
     def _judge_visibility(self, work: list[_Work]) -> None:
         """Of the faces under a dub, from the frames around them."""
@@ -185,6 +204,8 @@ class Renderer:
                     self.hidden.add(item.slot.time_ms, view.hidden)
 
     def _cut_faces(self, work: list[_Work]) -> None:
+        if self._pacing.level >= Level.SOUND:
+            return
         for item in work:
             if item.dub is not None and item.face is not None and item.visible > 0:
                 pixels, planes = frame_planes(item.frame, self._format)
@@ -206,21 +227,33 @@ class Renderer:
     async def _request_group(self, group: list[_Work]) -> LipsRequest:
         dub = group[0].dub
         assert dub is not None  # noqa: S101  a cut is made only under a dub
+        asked = group[:: self._lips_step]
         self.counts.lips_calls += 1
-        self.counts.lips_frames += len(group)
-        faces = [item.cut.face for item in group if item.cut is not None]
-        return await request_lips(self._stream, dub, [item.slot.time_ms for item in group], faces)
+        self.counts.lips_frames += len(asked)
+        times_ms = [item.slot.time_ms for item in asked]
+        faces = [item.cut.face for item in asked if item.cut is not None]
+        timeout_s = min(TIMEOUT_S, max(MIN_LIPS_S, self._pacing.left_s(times_ms[0])))
+        return await request_lips(self._stream, dub, times_ms, faces, timeout_s)
 
     async def _write_all(self, batches: asyncio.Queue[_Batch | None]) -> None:
         while (batch := await batches.get()) is not None:
             for request, group in batch.requests:
                 mouths = await request.mouths()
+                self._note(request.dub.segment.id, Stage.LIPS, request.sent_at, request.answered_at, group)
+                self.counts.lips_retries += request.retries
                 if mouths is None:
                     self.counts.lips_failures += 1
+                    self.counts.lips_missed += len(group)
+                    self._pacing.missed(Pressure.LIPS, f"no mouths for {len(group)} frames in time")
                 else:
+                    began_at = time.monotonic()
                     await asyncio.to_thread(self._blend, group, mouths)
+                    self._note(request.dub.segment.id, Stage.BLEND, began_at, time.monotonic(), group)
+                    self._note_first_frame(group)
             sound = self._bed.render(batch.work[-1].slot.time_ms, self._timeline.active)
+            began_at = time.monotonic()
             await asyncio.to_thread(self._encode, batch.work, sound)
+            self._note(None, Stage.ENCODE, began_at, time.monotonic(), batch.work)
             self._moved_to(batch.work[-1].slot.time_ms)
         await self._write_rest_of_sound()
 
@@ -240,10 +273,22 @@ class Renderer:
             self._moved_to(max(until_ms, self.position_ms))
         self._forget_written(float("inf"))
 
+    def _note(self, segment_id: str | None, stage: Stage, start_s: float, end_s: float, work: list[_Work]) -> None:
+        end_ms = work[-1].slot.time_ms + 1000 / float(self._info.frame_rate)
+        self._trace.span(segment_id, stage, start_s, end_s, media_start_ms=work[0].slot.time_ms, media_end_ms=end_ms)
+
+    def _note_first_frame(self, group: list[_Work]) -> None:
+        dub = group[0].dub
+        if dub is not None and dub.result.latency_ms.first_frame is None and any(item.pasted for item in group):
+            dub.result.latency_ms.first_frame = (time.monotonic() - dub.closed_at) * 1000
+            dub.result.first_frame_after_ms = self._pacing.since_ms(dub.segment.end_ms)
+
     def _blend(self, group: list[_Work], mouths: Any) -> None:
-        for item, mouth in zip(group, mouths, strict=True):
+        step = -(-len(group) // len(mouths))  # frames that share a mouth
+        for index, item in enumerate(group):
             if item.cut is None or item.dub is None:
                 continue
+            mouth = mouths[index // step]
             time_ms = item.slot.time_ms
             opening = self._paster.paste(
                 item.cut,
@@ -256,6 +301,11 @@ class Renderer:
             self.counts.lipsynced += item.pasted
             if (item.dub.start_ms or 0) <= time_ms < item.dub.end_ms:
                 self.offsets.add(item.dub, time_ms, opening)
+
+    @property
+    def _lips_step(self) -> int:
+        """Every how manieth frame gets a mouth of its own."""
+        return 2 if self._pacing.level is Level.HALF_LIPS else 1
 
     def _edge(self, dub: Dub, time_ms: float) -> float:
         """Strength of the lips by the distance from both ends of their time."""
@@ -270,7 +320,11 @@ class Renderer:
 
     def _picture(self, item: _Work) -> Any:
         """The frame as the encoder takes it."""
-        if item.cut is not None:
+        if item.caption:
+            pixels, planes = (item.frame, item.cut.planes) if item.cut else frame_planes(item.frame, self._format)
+            draw_caption(planes, item.caption)
+            item.frame = pixels
+        if item.cut is not None or item.caption:
             item.frame = to_frame(item.frame, self._format)
             item.frame.duration = item.duration
         return item.frame

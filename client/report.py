@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
@@ -25,6 +25,8 @@ STYLES = {
     Status.TOO_LATE: "yellow",
     Status.UNSUPPORTED: "yellow",
     Status.ERROR: "red",
+    Status.CAPTIONED: "yellow",
+    Status.PASSED: "yellow",
 }
 LATENCY_COLUMNS = {
     "queue": "queue ms",
@@ -35,7 +37,13 @@ LATENCY_COLUMNS = {
 }  # field of `Latency` -> heading
 
 
-def write_report(report: Report, path: Path) -> Path:
+class Reportable(Protocol):
+    """A report of a file's or of a live job."""
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+def write_report(report: Reportable, path: Path) -> Path:
     """Write `report` as JSON: UTF-8, floats rounded to 3 decimals, NaN and infinity as null."""
     text = json.dumps(_plain(report.to_dict()), ensure_ascii=False, indent=2, allow_nan=False)
     return write_atomic(path, f"{text}\n".encode())

@@ -17,6 +17,8 @@ class Status(StrEnum):
     TOO_LATE = "too_late"  # it could not start within the allowed lateness: the original sound passes
     UNSUPPORTED = "unsupported"  # no engine there can do its language: the original sound passes
     ERROR = "error"  # the server failed: the original sound passes
+    CAPTIONED = "captioned"  # live: the server was too slow for a voice, the original passes with a caption
+    PASSED = "passed"  # live: the server was too slow for anything, it was not asked
 
 
 class VoiceUsed(StrEnum):
@@ -51,6 +53,7 @@ class Latency:
     queue: float = 0.0  # segment closed -> request sent
     first_audio: float = 0.0  # request sent -> first audio chunk
     speech: float = 0.0  # request sent -> last audio chunk
+    first_frame: float | None = None  # segment closed -> its first frame with new lips is ready
     lipsync: float = 0.0  # sum over the segment's `lipsync` calls
     total: float = 0.0  # segment closed -> its last frame handed to the encoder
 
@@ -102,6 +105,11 @@ class SegmentResult:
     face_id: int | None = None  # track that got the lips; None: no face
     face_choice: FaceChoice | None = None
     latency_ms: Latency = field(default_factory=Latency)
+    error_code: str | None = None  # of an ERROR: docs/transport.md
+    av_offset_ms: float | None = None  # picture behind sound (+), measured on the dub; None: unclear
+    first_frame_after_ms: float | None = None  # live: its last word is spoken -> its first frame with new lips is ready
+    closed_by: str = ""  # what ended it: docs/segmentation.md
+    confidence: float | None = None  # that it ends with a sentence; None: it was not asked
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,8 @@ class Report:
     face_spans_hidden: list[HiddenSpan] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    av_offsets: dict[str, Any] = field(default_factory=dict)  # spread over segments, and over windows of 5 s
+    trace: dict[str, Any] | None = None  # every stage of every segment on the wall clock: docs/reports.md
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -66,7 +66,9 @@ class FrameRing:
         self.added = 0
         self.closed = False  # no frame comes any more
         self._slots: deque[Slot] = deque()
-        self._known = 0  # frames below this index have been through `faces`
+        self._answered = 0  # frames below this index have been through `faces`
+        self._given_up = 0  # and no answer is waited for below this one
+        self.expired = 0  # frames that were taken without their answer
 
     async def add(self, time_ms: float, shot: int = 0) -> None:
         """Append a frame; waits while the ring is full."""
@@ -80,14 +82,29 @@ class FrameRing:
         self.closed = True
         self._pulse.beat()
 
+    @property
+    def _known(self) -> int:
+        """Frames below this index can be taken as they are."""
+        return max(self._answered, self._given_up)
+
     def settle(self, faces: Sequence[tuple[Face, ...]]) -> None:
         """The faces of the next frames in order; () where there are none, or where the analysis failed."""
-        first = self._slots[0].index
-        for offset, found in enumerate(faces):
-            at = self._known + offset - first
-            slot = self._slots[at]
-            self._slots[at] = Slot(slot.index, slot.time_ms, slot.shot, found)
-        self._known += len(faces)
+        first = self._slots[0].index if self._slots else self.added
+        for index, found in enumerate(faces, self._answered):
+            if index >= first:
+                slot = self._slots[index - first]
+                self._slots[index - first] = Slot(slot.index, slot.time_ms, slot.shot, found)
+        self._answered += len(faces)
+        self._pulse.beat()
+
+    def give_up(self, before_ms: float) -> None:
+        """Wait no longer for the faces of frames before a time: a live output must show them now."""
+        for slot in self._slots:
+            if slot.time_ms >= before_ms:
+                break
+            if slot.index >= self._known:
+                self._given_up = slot.index + 1
+                self.expired += 1
         self._pulse.beat()
 
     def take(self, limit: int, before_ms: float) -> list[Slot]:
@@ -103,7 +120,8 @@ class FrameRing:
         """Whether `take` would return a frame."""
         if not self._slots or self._slots[0].time_ms >= before_ms:
             return False
-        return self._slots[0].index + (0 if self.closed else self._ahead) < self._known
+        index = self._slots[0].index
+        return index < self._given_up or index + (0 if self.closed else self._ahead) < self._answered
 
     def settled(self, limit: int | None = None) -> list[Slot]:
         """The settled frames that have not been taken yet, the first `limit` of them."""

@@ -7,31 +7,38 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
 
+from polylip.client.captioning import Captioner
+from polylip.client.error_codes import ErrorCode
 from polylip.client.errors import ServerError
-from polylip.client.media_in import AudioReader
+from polylip.client.ladder import Level, Pressure
+from polylip.client.listening import Listener, SoundReader
 from polylip.client.mix import AudioBed, LevelMatch
+from polylip.client.pacing import Pacing
 from polylip.client.pulse import Pulse
 from polylip.client.reference import VoiceReference
 from polylip.client.results import Status, TimeFit, VoiceUsed
+from polylip.client.retry import retrying
 from polylip.client.segmentation import SPEECH_RATE_HZ, Segmenter
+from polylip.client.speculation import Speculation
 from polylip.client.timeline import MAX_LATE_MS, Dub, Timeline
-from polylip.client.triton import Outputs, Pending, TritonStream
-from polylip.client.wire import Tensor, row, rows
+from polylip.client.trace import Stage, Trace
+from polylip.client.triton import Outputs, Pending, Stream
+from polylip.client.wire import Inputs, Tensor, row, rows
+from polylip.client.wishes import SpeechWishes
 from polylip.serving import engines
-from polylip.serving.isochrony import Fit
 
 Float32 = npt.NDArray[np.float32]
 
-READ_S = 0.5  # sound read per visit to the decoding thread
-AHEAD_S = 25.0  # of the output: a segment of 10 s, its silence, and the next ones on their way
 WAITING_SEGMENTS = 2  # per stage (the paper's value); the reader stops when they are full
 IN_FLIGHT = 3  # one per stage of the ensemble
+MIN_CAPTION_S = 0.5  # for a caption that is nearly due
 TIMEOUT_S = 60.0  # a segment of 10 s takes 2 to 3 s on two cores; a loaded server many times that
 
 
@@ -39,32 +46,28 @@ TIMEOUT_S = 60.0  # a segment of 10 s takes 2 to 3 s on two cores; a loaded serv
 ENDS = {engines.Status.NO_SPEECH: Status.NO_SPEECH, engines.Status.UNSUPPORTED: Status.UNSUPPORTED}
 
 
-@dataclass(frozen=True)
-class SpeechWishes:
-    """What is asked of the speech line for a whole stream."""
-
-    source_language: str  # ISO 639-1 or "auto"
-    target_language: str  # ISO 639-1
-    fit: Fit = Fit.TIGHT
-    voice_consent: bool = False  # the speaker agreed to have their voice cloned; without it a stock voice speaks
-    glossary: str = ""  # lines "term" or "term = translation"
-
-
 class SpeechBranch:
-    """Reads the sound, cuts it into segments, has them dubbed. A segment that fails leaves the original sound."""
+    """Has the segments of a sound dubbed. A segment that fails leaves the original sound."""
 
     def __init__(
         self,
         *,
         timeline: Timeline,
         bed: AudioBed,
-        stream: TritonStream,
+        stream: Stream,
         pulse: Pulse,
         wishes: SpeechWishes,
         output_ms: Callable[[], float],
+        segmenter: Segmenter | None = None,
+        speculation: Speculation | None = None,
+        captioner: Captioner | None = None,
+        pacing: Pacing | None = None,
+        trace: Trace | None = None,
     ) -> None:
+        self._pacing = pacing or Pacing()
+        self._trace = trace or Trace()
+        self._captioner = captioner
         self._pulse = pulse
-        self._output_ms = output_ms
         self._timeline = timeline
         self._bed = bed
         self._stream = stream
@@ -72,53 +75,99 @@ class SpeechBranch:
         self._stream_id = uuid.uuid4().hex
         self._reference = VoiceReference()
         self._levels = LevelMatch()
+        self._listener = Listener(
+            timeline=timeline,
+            bed=bed,
+            pulse=pulse,
+            output_ms=output_ms,
+            segmenter=segmenter,
+            speculation=speculation,
+            pacing=self._pacing,
+            trace=self._trace,
+        )
         self._room = asyncio.Semaphore(IN_FLIGHT)
+        self.retries = 0
         self.detected_language = wishes.source_language
 
-    async def run(self, reader: AudioReader) -> None:
+    async def run(self, reader: SoundReader) -> None:
         """Until the sound ends and every segment has ended."""
         waiting: asyncio.Queue[Dub | None] = asyncio.Queue(WAITING_SEGMENTS)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._dispatch(waiting))
-            await self._cut(reader, waiting)
-            await waiting.put(None)
+            await self._listener.run(reader, waiting)
 
-    async def _cut(self, reader: AudioReader, waiting: asyncio.Queue[Dub | None]) -> None:
-        segmenter = Segmenter()
-        while (piece := await asyncio.to_thread(reader.read, READ_S)) is not None:
-            native, mono = piece
-            self._bed.append(native)
-            for segment in segmenter.push(mono):
-                await waiting.put(self._timeline.add(segment))
-            self._timeline.advance(segmenter.horizon_ms)
-            await self._pulse.until(lambda: self._bed.end_ms < self._output_ms() + AHEAD_S * 1000)
-        for segment in segmenter.flush():
-            await waiting.put(self._timeline.add(segment))
-        self._timeline.advance(float("inf"))
+    def give_up(self, dub: Dub, status: Status, message: str) -> None:
+        """End a segment whose time has passed. What the server still says of it is read and dropped."""
+        if not dub.ended:
+            self._timeline.end(dub, status, message)
 
     async def _dispatch(self, waiting: asyncio.Queue[Dub | None]) -> None:
         async with asyncio.TaskGroup() as group:
             while (dub := await waiting.get()) is not None:
                 await self._room.acquire()
-                group.create_task(self._dub(dub))
+                group.create_task(self._work_on(dub))
+
+    async def _work_on(self, dub: Dub) -> None:
+        """As much as the server is fast enough for."""
+        level = self._pacing.level
+        try:
+            if dub.ended:  # given up while it waited
+                return
+            if level is Level.ORIGINAL:
+                self.give_up(dub, Status.PASSED, "the server was too slow to be asked")
+            elif level is Level.CAPTIONS and self._captioner is not None:
+                await self._caption(dub, self._captioner)
+            else:
+                await self._dub(dub)
+        finally:
+            self._room.release()
+
+    async def _caption(self, dub: Dub, captioner: Captioner) -> None:
+        timeout_s = max(MIN_CAPTION_S, self._pacing.left_s(dub.segment.start_ms))
+        caption = await captioner.caption(dub.segment, timeout_s)
+        dub.result.source_text, dub.result.target_text = caption.source_text, caption.text
+        if caption.late:
+            self._pacing.missed(Pressure.CAPTIONS, f"no caption for segment {dub.segment.index + 1} in time")
+        if caption.text and not dub.ended:
+            self._timeline.show(dub, caption.text)
+        self.give_up(dub, caption.status, caption.message)
 
     async def _dub(self, dub: Dub) -> None:
         latency = dub.result.latency_ms
-        sent_at = time.monotonic()
-        latency.queue = (sent_at - dub.closed_at) * 1000
+        asked = _Asked(self._request(dub), time.monotonic(), asyncio.get_running_loop().time() + TIMEOUT_S)
+        latency.queue = (asked.sent_at - dub.closed_at) * 1000
+        self._trace.span(dub.segment.id, Stage.QUEUE, dub.closed_at, asked.sent_at)
         try:
-            pending = await self._request(dub)
-            end = await self._receive(dub, pending, sent_at)
-            if end is not None:
+            end = await retrying(partial(self._try, dub, asked), deadline=asked.deadline, on_retry=self._count_retry)
+            if end is not None and not dub.ended:
+                if end[0] is Status.ERROR:
+                    dub.result.error_code = ErrorCode.ENGINE_FAILED
                 self._timeline.end(dub, *end)
         except ServerError as error:
             await self._in_turn(dub)
-            self._timeline.end(dub, Status.ERROR, str(error))
+            if not dub.ended:
+                dub.result.error_code = error.code
+                self._timeline.end(dub, Status.ERROR, str(error))
         finally:
-            latency.speech = (time.monotonic() - sent_at) * 1000
-            self._room.release()
+            latency.speech = (time.monotonic() - asked.sent_at) * 1000
 
-    async def _request(self, dub: Dub) -> Pending:
+    async def _try(self, dub: Dub, asked: _Asked) -> tuple[Status, str] | None:
+        if dub.ended:  # given up: not worth another try
+            return None
+        sent_at = time.monotonic()
+        left_s = asked.deadline - asyncio.get_running_loop().time()
+        pending = await self._stream.submit("speech", asked.inputs, left_s)
+        try:
+            return await self._receive(dub, asked, pending)
+        finally:
+            if pending.last_at:
+                self._trace.span(dub.segment.id, Stage.TRANSLATE_SPEAK, sent_at, pending.first_at)
+                self._trace.span(dub.segment.id, Stage.SPEAK, pending.first_at, pending.last_at)
+
+    def _count_retry(self) -> None:
+        self.retries += 1
+
+    def _request(self, dub: Dub) -> Inputs:
         fill_ms, limit_ms = self._timeline.plan(dub)
         dub.result.fit = TimeFit(fill_ms, limit_ms)
         wishes = self._wishes
@@ -131,42 +180,53 @@ class SpeechBranch:
             "LIMIT_MS": np.array([limit_ms], np.int32),
             "FIT": wishes.fit,
         }
+        if dub.segment.known_text:
+            inputs |= {"KNOWN_TEXT": dub.segment.known_text, "SOURCE_LANGUAGE": dub.segment.known_language}
         if wishes.glossary:
             inputs["GLOSSARY"] = wishes.glossary
         if wishes.voice_consent:
             self._reference.add(dub.segment.audio)
             if self._reference.audio is not None:
                 inputs |= {"VOICE": self._reference.audio, "VOICE_CONSENT": np.array([True])}
-        return await self._stream.submit("speech", rows(inputs), TIMEOUT_S)
+        return rows(inputs)
 
-    async def _receive(self, dub: Dub, pending: Pending, sent_at: float) -> tuple[Status, str] | None:
-        """Put the chunks on the timeline; how the segment ended and why, or None when it has been ended here."""
-        voice: _VoicePiece | None = None
+    async def _receive(self, dub: Dub, asked: _Asked, pending: Pending) -> tuple[Status, str] | None:
+        """Put the chunks on the timeline; how the segment ended and why, or None when it has been ended here.
+
+        What an earlier try has put there stays: this one goes on behind it, which is seamless where the voice says the
+        same text in the same way each time, and near enough where it does not.
+        """
         end, message = Status.NO_SPEECH, ""
+        heard, placed_s = 0, asked.placed_s
         async for answer in pending:
             chunk = row(answer)
             self._note_texts(dub, chunk)
             status = engines.Status(str(chunk["STATUS"][0]))
             if status is not engines.Status.OK:
                 end, message = ENDS.get(status, Status.ERROR), str(chunk["STATUS_MESSAGE"][0])
-            audio = chunk["AUDIO_CHUNK"]
-            if audio.size == 0:
+            rate_hz = int(chunk["SAMPLE_RATE_HZ"][0])
+            audio = chunk["AUDIO_CHUNK"][max(0, round(placed_s * rate_hz) - heard) :]
+            heard += chunk["AUDIO_CHUNK"].size
+            if audio.size == 0 or dub.ended:
                 continue
-            self._note_voice(dub, chunk)
-            if voice is None:
-                dub.result.latency_ms.first_audio = (time.monotonic() - sent_at) * 1000
+            self._note_voice(dub, chunk, audio.size)
+            if asked.voice is None:
+                dub.result.latency_ms.first_audio = (time.monotonic() - asked.sent_at) * 1000
                 await self._in_turn(dub)
+                if dub.ended:
+                    continue
                 if not self._timeline.place(dub):
                     pending.forget()
                     self._timeline.end(dub, Status.TOO_LATE, f"would start more than {MAX_LATE_MS / 1000:.0f} s late")
                     return None
-                voice = _VoicePiece(int(chunk["SAMPLE_RATE_HZ"][0]), self._bed.sample_rate_hz)
-                voice.gain = self._levels.gain(dub.segment.audio, voice.at_16k(audio))
-            self._timeline.append(dub, *voice.convert(audio))
-        if voice is not None:
-            self._timeline.append(dub, *voice.convert(None))
+                asked.voice = _VoicePiece(rate_hz, self._bed.sample_rate_hz)
+                asked.voice.gain = self._levels.gain(dub.segment.audio, asked.voice.at_16k(audio))
+            self._timeline.append(dub, *asked.voice.convert(audio))
+            asked.placed_s += audio.size / rate_hz
+        if asked.voice is not None and not dub.ended:
+            self._timeline.append(dub, *asked.voice.convert(None))
         await self._in_turn(dub)
-        return (Status.DUBBED, "") if voice is not None and not message else (end, message)
+        return (Status.DUBBED, "") if asked.voice is not None and not message else (end, message)
 
     async def _in_turn(self, dub: Dub) -> None:
         """Segments end and are placed in order: the one before decides where this one can start."""
@@ -178,14 +238,26 @@ class SpeechBranch:
         self.detected_language = str(chunk["DETECTED_LANGUAGE"][0]) or self.detected_language
 
     @staticmethod
-    def _note_voice(dub: Dub, chunk: Outputs) -> None:
+    def _note_voice(dub: Dub, chunk: Outputs, samples: int) -> None:
+        """Of so many further samples."""
         fit = dub.result.fit
         assert fit is not None  # noqa: S101  set when the segment was requested
         fit.estimate_ms = int(chunk["ESTIMATE_MS"][0])
-        chunk_ms = chunk["AUDIO_CHUNK"].size * 1000 / int(chunk["SAMPLE_RATE_HZ"][0])
+        chunk_ms = samples * 1000 / int(chunk["SAMPLE_RATE_HZ"][0])
         fit.add(chunk_ms, float(chunk["SPEECH_RATE"][0]), float(chunk["ENGINE_RATE"][0]))
         dub.result.rate = fit.rate
         dub.result.voice = VoiceUsed.CLONED if chunk["VOICE_CLONED"][0] else VoiceUsed.STOCK
+
+
+@dataclass
+class _Asked:
+    """A segment's request, the same in every try, and what has come of it so far."""
+
+    inputs: Inputs
+    sent_at: float  # time.monotonic()
+    deadline: float  # event-loop time, of all tries together
+    voice: _VoicePiece | None = None  # once it is on the timeline
+    placed_s: float = 0.0  # of it
 
 
 class _VoicePiece:

@@ -17,19 +17,60 @@ from tritonclient.utils import (
     triton_to_np_dtype,
 )
 
+from polylip.client.error_codes import ErrorCode
+from polylip.client.errors import ServerError
+
 Tensor = npt.NDArray[Any]
 Inputs = Mapping[str, Tensor | str]
 
 # A message holds a chunk of raw analysis frames (about 4 MB) or of audio; 64 MiB leaves room and still bounds memory.
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+ENVELOPE_BYTES = 64 * 1024  # left for names, shapes and parameters
+ANSWER_WINDOW_BYTES = 1024 * 1024  # on their way at once: the mouths of 16 frames are 0.4 MB
+RECONNECT_FIRST_MS, RECONNECT_LAST_MS = 200, 1000  # between attempts to connect again
+CONNECT_MS = 5_000  # for an attempt: a frozen server's kernel takes the connection, but nobody speaks
+
+
+# Of any channel. Without keepalive: every call needs a deadline.
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # A frozen server is noticed after keepalive_time + ping_timeout; without the last the ping has no deadline.
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", RECONNECT_FIRST_MS),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
+    ("grpc.max_reconnect_backoff_ms", RECONNECT_LAST_MS),
 ]
+
+
+@dataclass(frozen=True)
+class Keepalive:
+    """When a frozen server is noticed: nothing came for `time_s`, then a ping went unanswered for `timeout_s`.
+
+    tritonserver 2.51 hangs up on the third ping between two answers ("Too many pings"), so pings alone would end every
+    connection at rest. A tiny call every `heartbeat_s` has a healthy server say something before a ping is due.
+    """
+
+    time_s: float = 10.0
+    timeout_s: float = 10.0
+
+    @property
+    def heartbeat_s(self) -> float:
+        return 0.4 * self.time_s
+
+    def options(self) -> list[tuple[str, int]]:
+        """Arguments of a channel with heartbeats."""
+        timeout_ms = round(self.timeout_s * 1000)
+        return [
+            ("grpc.keepalive_time_ms", round(self.time_s * 1000)),
+            ("grpc.keepalive_timeout_ms", timeout_ms),
+            ("grpc.http2.ping_timeout_ms", timeout_ms),  # without it the ping has no deadline
+            ("grpc.http2.max_pings_without_data", 0),  # its default of 2 would hold back the one that matters
+            # Its pings would have the same deadline, so a freeze would be noticed sooner or later by chance.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", ANSWER_WINDOW_BYTES),
+        ]
+
+
+KEEPALIVE = Keepalive()
 
 
 @dataclass(frozen=True)
@@ -64,16 +105,22 @@ def row(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def infer_request(
     model: str, inputs: Inputs, request_id: str = "", sequence: SequencePosition | None = None
 ) -> service_pb2.ModelInferRequest:
-    """A request with raw contents; a str is a STRING tensor of shape [1]."""
+    """A request with raw contents; a str is a STRING tensor of shape [1]. Raises ServerError when it is too large."""
     request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
+    size = ENVELOPE_BYTES
     for name, value in inputs.items():
         array = _tensor(value)
         request.inputs.add(name=name, datatype=np_to_triton_dtype(array.dtype), shape=array.shape)
         if array.dtype == np.object_:
-            raw = serialize_byte_tensor(array)
-            request.raw_input_contents.append(raw.item() if raw.size else b"")
+            serialized = serialize_byte_tensor(array)
+            raw = serialized.item() if serialized.size else b""
         else:
-            request.raw_input_contents.append(np.ascontiguousarray(array).tobytes())
+            raw = np.ascontiguousarray(array).tobytes()
+        size += len(raw)
+        if size > MAX_MESSAGE_BYTES:  # gRPC would end the whole stream, with all that is open on it
+            limit = MAX_MESSAGE_BYTES // 1024**2
+            raise ServerError(f"{model}: the request is larger than {limit} MiB; send less", ErrorCode.TOO_LARGE)
+        request.raw_input_contents.append(raw)
     if sequence is not None:
         request.parameters["sequence_id"].int64_param = sequence.id
         request.parameters["sequence_start"].bool_param = sequence.start

@@ -14,6 +14,7 @@ import os
 import statistics
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import psutil
 
 from polylip.client.faces import FacesBranch
-from polylip.client.media_in import AudioReader, MediaInfo, probe_media
+from polylip.client.media_in import AudioReader, MediaInfo, VideoReader, probe_media
 from polylip.client.media_out import MediaWriter, output_channels, output_sample_rate
 from polylip.client.mix import AudioBed, Float32
 from polylip.client.pulse import Pulse
@@ -121,9 +122,10 @@ async def _run(info: MediaInfo, url: str, folder: Path) -> tuple[FacesBranch, Re
                 on_progress=lambda _time, _frames: None,
             )
             faces = FacesBranch(info, ring, faces_stream)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(faces.run())
-                group.create_task(renderer.run())
+            with closing(VideoReader(info)) as analysis, closing(VideoReader(info, info.planar_format)) as pictures:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(faces.run(analysis))
+                    group.create_task(renderer.run(pictures))
         await asyncio.to_thread(writer.finish, folder / "out.mp4")
     finally:
         await asyncio.to_thread(writer.discard)

@@ -53,6 +53,7 @@ class ServerOptions:
     listen: str = LOOPBACK  # IPv4 address that all protocols are bound to; a container needs 0.0.0.0
     log_path: Path | None = None  # None: a new file in the state folder, of which the last KEPT_LOGS are kept
     start_timeout_s: float = START_TIMEOUT_S
+    extra_flags: tuple[str, ...] = ()  # of tritonserver, behind all others
 
 
 class Server:
@@ -170,6 +171,7 @@ def _spawn(options: ServerOptions) -> Server:
         f"--backend-config=python,shm-region-prefix-name={prefix}",
         *_address_flags(ports, options.listen),
         f"--grpc-infer-allocation-pool-size={KEPT_REQUESTS}",
+        *options.extra_flags,
     ]
     guard = subprocess.Popen(
         [sys.executable, "-m", "polylip.serving.guard", str(run_dir), str(log.path), prefix, "--", *command],

@@ -23,11 +23,11 @@ from polylip.serving.launcher import Server
 REPORT_FIELDS = {
     "profile", "input", "output", "duration_s", "frames", "frames_lipsynced", "frames_without_face",
     "real_time_factor", "wall_s", "av_offset_ms", "segments", "versions", "faces", "face_spans_hidden", "seam",
-    "flicker",
+    "flicker", "av_offsets", "trace",
 }  # fmt: skip
 SEGMENT_FIELDS = {
     "id", "start_ms", "end_ms", "dub_start_ms", "dub_end_ms", "rate", "source_text", "target_text", "status",
-    "latency_ms", "face_id", "face_choice",
+    "latency_ms", "face_id", "face_choice", "error_code", "av_offset_ms", "closed_by", "confidence",
 }  # fmt: skip
 
 
@@ -176,7 +176,9 @@ def test_the_report_holds_what_is_promised(job: Dubbed):
     report = json.loads((job.result.video.parent / "report.json").read_text())
     assert report.keys() >= REPORT_FIELDS
     assert all(segment.keys() >= SEGMENT_FIELDS for segment in report["segments"])
-    assert set(report["segments"][0]["latency_ms"]) == {"queue", "first_audio", "speech", "lipsync", "total"}
+    assert set(report["segments"][0]["latency_ms"]) == {
+        "queue", "first_audio", "speech", "first_frame", "lipsync", "total",
+    }  # fmt: skip
     assert report["versions"]["tritonserver"] == "2.51.0"
     assert report["frames_lipsynced"] > 0
 

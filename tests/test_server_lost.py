@@ -60,7 +60,7 @@ async def test_a_lost_server_leaves_a_whole_partial_video(
         if progress.frames >= 100 and server.alive:
             kill(server)
 
-    result = await dub(DubOptions(clip, output, "es", url=server.url), kill_midway)
+    result = await dub(DubOptions(clip, output, "es", url=server.url, reconnect_s=2), kill_midway)
 
     report = result.report
     assert not result.complete
@@ -75,6 +75,7 @@ async def test_a_lost_server_leaves_a_whole_partial_video(
     assert not [name for name in os.listdir(output.parent) if name.startswith(".")]
 
 
+@pytest.mark.timeout(240)
 def test_the_command_names_the_missing_segments_and_exits_3(
     clip: Path, own_server: Callable[..., Server], tmp_path: Path
 ):
@@ -82,7 +83,7 @@ def test_the_command_names_the_missing_segments_and_exits_3(
     output = tmp_path / "out" / "talk.mp4"
     process = dub_until(300_000, clip, output, server)
     kill(server)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=200)
 
     assert process.returncode == 3, stderr
     assert len(stderr.strip().splitlines()) == 1

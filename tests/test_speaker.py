@@ -9,7 +9,7 @@ from material import RATE_HZ, read_aloud
 from two_faces import BOXES, FPS, HEIGHT, WIDTH, film
 
 from polylip.client.errors import InputError
-from polylip.client.faces import FaceBook
+from polylip.client.face_book import FaceBook
 from polylip.client.results import FaceChoice
 from polylip.client.ring import Face, Slot
 from polylip.client.segmentation import POST_ROLL_MS, PRE_ROLL_MS, Segment

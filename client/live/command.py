@@ -1,0 +1,134 @@
+"""`polylip live`: dub a stream while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from polylip.client.cli_options import (
+    Consent,
+    FaceWish,
+    FitWish,
+    From,
+    Glossary,
+    Mark,
+    Profile,
+    Segmentation,
+    TlsCa,
+    TlsCert,
+    TlsKey,
+    To,
+    Url,
+    VadWish,
+    tls,
+    wishes,
+)
+from polylip.client.closing import Policy
+from polylip.client.exits import EXIT_INTERRUPTED, err, interruptible
+from polylip.client.live.job import live as run_live
+from polylip.client.live.options import DELAY_S, LiveOptions
+from polylip.client.live.report import LiveReport
+from polylip.client.live.status import StatusDisplay
+from polylip.client.report import write_report
+from polylip.client.server import ServerChoice
+from polylip.client.vad import VadChoice
+from polylip.client.wire import Keepalive
+from polylip.serving.isochrony import Fit
+
+KEEPALIVE = Keepalive(4.0, 4.0)  # a frozen server is noticed well within the delay
+
+
+def live(
+    source: Annotated[str, typer.Argument(help="rtsp, rtmp, srt, udp, tcp, http(s) URL, /dev/video0, file, or -")],
+    to: To,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="rtmp, srt, udp, tcp URL, .mp4 (fragments), .m3u8 (HLS), .ts, or -")
+    ],
+    source_language: From = "auto",
+    delay: Annotated[float, typer.Option(help="Seconds from source to output; it never changes")] = DELAY_S,
+    listen: Annotated[bool, typer.Option("--listen", help="Wait for the sender at the source's address")] = False,
+    output_listen: Annotated[bool, typer.Option("--output-listen", help="Wait for a player at the output's")] = False,
+    output_format: Annotated[str | None, typer.Option(help="Container, where the output's name does not say")] = None,
+    microphone: Annotated[str | None, typer.Option(help="Of a camera, for example alsa:default")] = None,
+    duration: Annotated[float | None, typer.Option(help="Stop after so many seconds")] = None,
+    url: Url = None,
+    profile: Profile = "lite",
+    face: FaceWish = None,
+    fit: FitWish = Fit.TIGHT,
+    voice_consent: Consent = False,
+    glossary: Glossary = None,
+    segmentation: Segmentation = Policy.SEMANTIC,
+    vad: VadWish = VadChoice.AUTO,
+    mark: Mark = True,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    report: Annotated[Path | None, typer.Option(help="Write what happened to this file, as JSON")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the state as a line of JSON twice a second")] = False,
+) -> None:
+    """Dub SOURCE while it runs, and show it a fixed delay later. Ctrl-C ends it; what has come is still shown.
+
+    A second Ctrl-C ends it at once. What the server is too slow for is left out, never waited for.
+
+    Example: polylip live rtmp://127.0.0.1:1935/cam --listen --to es -o dubbed.m3u8
+    """
+    options = LiveOptions(
+        source,
+        output,
+        wishes(to, source_language, fit, voice_consent, glossary),
+        ServerChoice(url, profile, tls(tls_ca, tls_cert, tls_key), math.inf, KEEPALIVE),
+        delay_s=delay,
+        face=face,
+        segmentation=segmentation,
+        vad=vad,
+        listen=listen,
+        sound_device=microphone,
+        sink_format=output_format,
+        sink_listen=output_listen,
+        duration_s=duration,
+        mark=mark,
+    )
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
+    with interruptible("ended at once", EXIT_INTERRUPTED), StatusDisplay(err, sys.stdout if as_json else None) as shown:
+        result = asyncio.run(_until_interrupted(options, shown))
+    if report is not None:
+        write_report(result, report)
+    if not as_json:
+        print_summary(result, Console(stderr=output in ("-", "pipe:1")))
+
+
+async def _until_interrupted(options: LiveOptions, shown: StatusDisplay) -> LiveReport:
+    """The first Ctrl-C or SIGTERM ends the source, the second one the job."""
+    stop, loop, task = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
+
+    def interrupted() -> None:
+        if stop.is_set() and task is not None:
+            task.cancel()
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted)
+    return await run_live(options, shown.show, stop)
+
+
+def print_summary(report: LiveReport, console: Console) -> None:
+    """A few lines for people."""
+    ends = ", ".join(f"{count} {status}" for status, count in report.statuses.items()) or "no segments"
+    lag, first = report.lag, report.first_frame_ms
+    console.print(f"{report.duration_s:.0f} s, {ends}; ended: {report.ended}", highlight=False)
+    console.print(
+        f"delay {report.delay_s:g} s, lag p99 {lag['p99_ms']:.0f} ms ({lag['slope_ms_per_min']:+.1f} ms per minute); "
+        f"first new lips {first['p50']:.0f} ms after the last word (median)",
+        highlight=False,
+    )
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)

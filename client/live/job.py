@@ -1,0 +1,246 @@
+"""A live job: a source that runs in real time, the three branches, and a sink that shows all a fixed delay later.
+
+The delay never grows: what is not ready when its time comes is left out, and a ladder leaves out more while the server
+is slow (docs/live.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+
+from polylip.client.errors import InputError
+from polylip.client.ladder import Ladder
+from polylip.client.live.options import LiveOptions, check_live_options
+from polylip.client.live.playout import Keeper, Playout
+from polylip.client.live.report import LagMeter, LiveReport, spread, status_counts
+from polylip.client.live.sink import LiveSink
+from polylip.client.live.source import LiveSource
+from polylip.client.live.status import LiveStatus
+from polylip.client.marking import container_tags
+from polylip.client.media_out import output_channels, output_sample_rate
+from polylip.client.options import check_languages
+from polylip.client.pipeline import ENGINE_MODELS, Pipeline, Plan
+from polylip.client.results import SegmentResult, Status
+from polylip.client.segmentation import Segmenter
+from polylip.client.server import running_client
+from polylip.client.triton import TritonClient
+from polylip.client.vad import make_vad
+
+STATUS_S = 0.5  # between two looks at the job
+DUBBED, CAPTIONED = Status.DUBBED, Status.CAPTIONED
+
+OnStatus = Callable[[LiveStatus], None]
+
+
+async def live(
+    options: LiveOptions, on_status: OnStatus = lambda status: None, stop: asyncio.Event | None = None
+) -> LiveReport:
+    """Dub until the source ends, or `stop` is set: what has come by then is still shown. Raises InputError.
+
+    A cancelled job ends at once.
+    """
+    check_live_options(options)
+    async with running_client(options.server, lambda stage: on_status(LiveStatus(stage))) as client:
+        await check_languages(client, options.wishes)
+        engines = {model: await client.engine(model) for model in ENGINE_MODELS}  # now: later it may be lost
+        on_status(LiveStatus("waiting for the source"))
+        source = LiveSource(options.source, paced=_paced(options), listen=options.listen, sound=options.sound_device)
+        stop = stop or asyncio.Event()
+        try:
+            await _started(source, stop)
+            return await LiveJob(options, client, source, engines).run(on_status, stop)
+        finally:
+            await asyncio.to_thread(source.close)
+
+
+async def _started(source: LiveSource, stop: asyncio.Event) -> None:
+    """Wait for the sender, but not longer than the user does. Raises InputError."""
+    stopped = asyncio.create_task(stop.wait())
+    starting = asyncio.create_task(asyncio.to_thread(source.start))
+    try:
+        await asyncio.wait([starting, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            await asyncio.to_thread(source.close)
+            await asyncio.wait([starting])
+            starting.exception()
+            raise InputError(f"{source.label}: stopped before anything came")
+        await starting
+    finally:
+        stopped.cancel()
+
+
+def _paced(options: LiveOptions) -> bool | None:
+    """A file is a camera here: it plays in real time."""
+    is_file = "://" not in options.source and not options.source.startswith(("-", "/dev/", "pipe:"))
+    return True if options.paced is None and is_file else options.paced
+
+
+class _Readers:
+    """A live source as the pipeline reads it."""
+
+    def __init__(self, source: LiveSource) -> None:
+        info = source.info
+        self.sound = source.audio(output_sample_rate(info), output_channels(info))
+        self.analysis = source.analysis()
+        self.pictures = source.pictures(info.planar_format)
+
+
+class LiveJob:
+    """One source that runs, until it ends."""
+
+    def __init__(self, options: LiveOptions, client: TritonClient, source: LiveSource, engines: dict[str, str]) -> None:
+        self._options = options
+        self._client = client
+        self._source = source
+        self._engines = engines
+        self.ladder = Ladder()
+        self.playout = Playout(lambda: source.origin_s, options.delay_s, self.ladder)
+        generative = options.server.profile != "lite" or options.server.url is not None
+        tags = container_tags(options.wishes.target_language, generative=generative) if options.mark else {}
+        self.sink = LiveSink(
+            options.sink,
+            source.info,
+            origin_s=lambda: source.origin_s,
+            delay_s=options.delay_s,
+            format=options.sink_format,
+            listen=options.sink_listen,
+            tags=tags,
+        )
+        plan = Plan(
+            source.info,
+            options.wishes,
+            Segmenter(make_vad(options.vad), options.segmentation, options.max_segment_ms),
+            options.segmentation,
+            options.face,
+            newest_ms=lambda: source.newest_ms,
+        )
+        self.pipeline = Pipeline(client, plan, self.sink, pacing=self.playout)
+        self._lag = LagMeter()
+
+    async def run(self, on_status: OnStatus, stop: asyncio.Event) -> LiveReport:
+        """Until picture and sound have left. Raises InputError when the output cannot be written any more."""
+        parts = self.pipeline
+        keeper = Keeper(self.playout, parts.timeline, parts.ring, parts.speech.give_up, lambda: parts.faces.is_asking)
+        started_s = time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as group:
+                helpers = [
+                    group.create_task(keeper.run()),
+                    group.create_task(self._watch(on_status)),
+                    group.create_task(self._end_source(stop, started_s)),
+                ]
+                await self.pipeline.run(_Readers(self._source))
+                for helper in helpers[:1] + helpers[2:]:
+                    helper.cancel()
+                await asyncio.to_thread(self.sink.close)
+                helpers[1].cancel()
+        finally:
+            await asyncio.to_thread(self.sink.discard)
+        return self._report()
+
+    async def _end_source(self, stop: asyncio.Event, started_s: float) -> None:
+        """When asked to, or after the duration: the branches then finish what has come."""
+        duration_s = self._options.duration_s
+        left_s = None if duration_s is None else max(0.0, started_s + duration_s - time.monotonic())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left_s):
+                await stop.wait()
+        await asyncio.to_thread(self._source.end)
+
+    async def _watch(self, on_status: OnStatus) -> None:
+        while True:
+            status = self.status()
+            if self.sink.emitted_ms:
+                self._lag.add(time.monotonic(), self.sink.late_ms)
+            on_status(status)
+            await asyncio.sleep(STATUS_S)
+
+    def status(self) -> LiveStatus:
+        """How the job stands."""
+        results = self.pipeline.timeline.results
+        ended = [dub.segment.id for dub in self.pipeline.timeline.active if not dub.ended]
+        done = [result for result in results if result.id not in ended]
+        dubbed = sum(result.status is DUBBED for result in done)
+        captioned = sum(result.status is CAPTIONED for result in done)
+        return LiveStatus(
+            state=self.sink.lost or self._source.lost or "live",
+            media_s=self._source.newest_ms / 1000,
+            delay_s=self._options.delay_s,
+            lag_ms=self.sink.late_ms,
+            ready_s=self.sink.buffered_ms / 1000,
+            level=self.ladder.level.name.lower(),
+            segments=len(results),
+            dubbed=dubbed,
+            captioned=captioned,
+            passed=len(done) - dubbed - captioned,
+            pictures_without_lips=self.pipeline.renderer.counts.lips_missed,
+            packets_dropped=self._source.dropped + self.sink.dropped,
+        )
+
+    def _report(self) -> LiveReport:
+        options, pipeline, sink, source = self._options, self.pipeline, self.sink, self._source
+        segments = pipeline.timeline.results
+        for segment in segments:
+            segment.av_offset_ms = pipeline.renderer.offsets.segment_ms(segment.id)
+        first_frames = [s.first_frame_after_ms for s in segments if s.first_frame_after_ms is not None]
+        offsets = [abs(s.av_offset_ms) for s in segments if s.av_offset_ms is not None]
+        return LiveReport(
+            profile=options.server.profile,
+            source=str(source.info.path),
+            sink=sink.label,
+            source_language=pipeline.speech.detected_language,
+            target_language=options.wishes.target_language,
+            delay_s=options.delay_s,
+            duration_s=source.newest_ms / 1000,
+            ended=source.ended or "stopped",
+            lag=self._lag.to_dict(),
+            first_frame_ms=spread(first_frames, 50, 90),
+            av_offset_ms=spread(offsets, 50, 99),
+            segments=segments,
+            statuses=status_counts(segments),
+            ladder=[step.to_dict() for step in self.ladder.steps],
+            counters=self._counters(),
+            engines=self._engines,
+            versions={
+                "polylip": version("polylip"),
+                "python": platform.python_version(),
+                "av": version("av"),
+                "tritonserver": self._client.server_version,
+            },
+            warnings=_warnings(segments, self.ladder),
+            trace=pipeline.trace.to_dict(),
+        )
+
+    def _counters(self) -> dict[str, int]:
+        pipeline, sink, source = self.pipeline, self.sink, self._source
+        counts = pipeline.renderer.counts
+        return {
+            "frames": counts.frames,
+            "frames_lipsynced": counts.lipsynced,
+            "frames_without_lips_in_time": counts.lips_missed,
+            "frames_without_faces_in_time": pipeline.ring.expired,
+            "paused_ms": round(pipeline.timeline.paused_ms),
+            "source_packets_dropped": source.dropped,
+            "source_reconnects": source.counts.reconnects,
+            "sink_packets_dropped": sink.dropped,
+            "sink_reconnects": sink.reconnects,
+            "sink_bytes": sink.bytes,
+            "server_reconnects": pipeline.reopened,
+            "retries": pipeline.retries,
+            "recogniser_questions": pipeline.speculation.counts.asked,
+            "recogniser_questions_failed": pipeline.speculation.counts.failed,
+            "recogniser_questions_skipped": pipeline.speculation.counts.skipped,
+        }
+
+
+def _warnings(segments: list[SegmentResult], ladder: Ladder) -> list[str]:
+    warnings = [] if segments else ["no speech found: picture and sound passed unchanged"]
+    down = sum(step.after > step.before for step in ladder.steps)
+    if down:
+        warnings.append(f"the server was too slow {down} times: what was left out is under `ladder` and in each status")
+    return warnings
