@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,15 @@ class AudioBed:
     def end_ms(self) -> float:
         """The sound is held up to here."""
         return (self._start + self._pieces.shape[1]) * 1000 / self.sample_rate_hz
+
+    def begin_at(self, time_ms: float) -> None:
+        """Of a job that goes on: what lies before is written."""
+        self._start = round(time_ms * self.sample_rate_hz / 1000)
+
+    @property
+    def first_sample(self) -> int:
+        """Index of the first sample that is held, or awaited."""
+        return self._start
 
     def append(self, pcm: Float32) -> None:
         self._pieces = np.concatenate([self._pieces, pcm], axis=1)
@@ -64,6 +74,16 @@ def _fade(times_ms: npt.NDArray[np.float64], start_ms: float, end_ms: float) -> 
     return np.clip(outside / RAMP_MS, 0.0, 1.0).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Levels:
+    """What is known of the loudness of a speaker and of the voice: energy summed over pieces, and their number."""
+
+    source_energy: float
+    source_pieces: int
+    voice_energy: float
+    voice_pieces: int
+
+
 class LevelMatch:
     """Brings the voice to the level of the speaker it replaces."""
 
@@ -79,21 +99,29 @@ class LevelMatch:
             return 1.0
         return float(np.clip(self._source.rms / self._voice.rms, MIN_GAIN, MAX_GAIN))
 
+    @property
+    def levels(self) -> Levels:
+        return Levels(self._source.energy, self._source.pieces, self._voice.energy, self._voice.pieces)
+
+    def restore(self, levels: Levels) -> None:
+        self._source.energy, self._source.pieces = levels.source_energy, levels.source_pieces
+        self._voice.energy, self._voice.pieces = levels.voice_energy, levels.voice_pieces
+
 
 class _RunningLevel:
     """RMS of the speech so far, over 20 ms pieces that are loud enough to be speech."""
 
     def __init__(self) -> None:
-        self._energy = 0.0
-        self._pieces = 0
+        self.energy = 0.0
+        self.pieces = 0
 
     def add(self, audio: Float32) -> None:
         piece = 320  # 20 ms at 16 kHz
         levels = (audio[: len(audio) // piece * piece].reshape(-1, piece).astype(np.float64) ** 2).mean(axis=1)
         loud = levels[levels > SPEECH_RMS**2]
-        self._energy += float(loud.sum())
-        self._pieces += len(loud)
+        self.energy += float(loud.sum())
+        self.pieces += len(loud)
 
     @property
     def rms(self) -> float:
-        return (self._energy / self._pieces) ** 0.5 if self._pieces else 0.0
+        return (self.energy / self.pieces) ** 0.5 if self.pieces else 0.0

@@ -26,6 +26,14 @@ class VoiceReference:
             self._audio = np.concatenate([self._audio, speech[:room]])
 
     @property
+    def gathered(self) -> Float32:
+        """So far, however little."""
+        return self._audio
+
+    def restore(self, gathered: Float32) -> None:
+        self._audio = gathered
+
+    @property
     def audio(self) -> Float32 | None:
         """float32 (samples,) at 16 kHz, or None while there is too little."""
         return self._audio if len(self._audio) >= LEAST_S * SPEECH_RATE_HZ else None

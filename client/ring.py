@@ -70,6 +70,10 @@ class FrameRing:
         self._given_up = 0  # and no answer is waited for below this one
         self.expired = 0  # frames that were taken without their answer
 
+    def begin_at(self, index: int) -> None:
+        """Of a job that goes on: the frames before are written."""
+        self.added = self._answered = self._given_up = index
+
     async def add(self, time_ms: float, shot: int = 0) -> None:
         """Append a frame; waits while the ring is full."""
         await self._pulse.until(lambda: not self.full)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,28 @@ class Segment:
         return self.closed_by is Closing.FORCED
 
 
+@dataclass(frozen=True)
+class SegmenterState:
+    """All that the next segments depend on, between two pieces of sound."""
+
+    vad: dict[str, Any]
+    rest: Float32
+    buffer: Float32
+    base: int
+    hops: int
+    run: int
+    open: OpenSegment | None
+    count: int  # of segments so far
+    ended: int
+    audio_end: int
+    questions: int
+
+    @property
+    def samples(self) -> int:
+        """Of sound at 16 kHz that was taken in."""
+        return self.hops * HOP + len(self.rest)
+
+
 Items = Iterator[Segment | Question]
 
 
@@ -132,6 +155,32 @@ class Segmenter:
     def heard_ms(self) -> int:
         """How much sound was judged."""
         return self._hops * HOP_MS
+
+    def state(self) -> SegmenterState:
+        """To be taken between two calls; what is heard later does not change it."""
+        opened = self._open
+        if opened is not None:
+            opened = replace(opened, speech=list(opened.speech), known=dict(opened.known))
+        return SegmenterState(
+            self._vad.state(),
+            self._rest,
+            self._buffer,
+            self._base,
+            self._hops,
+            self._run,
+            opened,
+            self._count,
+            self._ended,
+            self._audio_end,
+            self._questions,
+        )
+
+    def restore(self, state: SegmenterState) -> None:
+        """Go on where another one was, with a VAD of the same kind."""
+        self._vad.restore(state.vad)
+        self._rest, self._buffer, self._base = state.rest, state.buffer, state.base
+        self._hops, self._run, self._open, self._count = state.hops, state.run, state.open, state.count
+        self._ended, self._audio_end, self._questions = state.ended, state.audio_end, state.questions
 
     def push(self, audio: Float32) -> Items:
         """Add float32 (samples,); yields the segments that this closes, and questions."""

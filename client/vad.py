@@ -48,6 +48,14 @@ class Vad(Protocol):
         """Judge float32 (HOP,): how many of the newest hops are speech. 0: not this one; more than 1: noticed late."""
         ...
 
+    def state(self) -> dict[str, Any]:
+        """All that the next judgement depends on, as numbers, lists and arrays."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where another of its kind was."""
+        ...
+
 
 class VadChoice(StrEnum):
     """What a user may ask for."""
@@ -91,6 +99,13 @@ class EnergyVad:
         noise = min(noise, self._peak * _amplitude(-NOISE_BELOW_PEAK_DB))
         return int(rms > max(self._peak * _amplitude(-BELOW_PEAK_DB), noise, _amplitude(FLOOR_DBFS)))
 
+    def state(self) -> dict[str, Any]:
+        return {"peak": self._peak, "recent": np.array(self._recent, np.float64)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._peak = state["peak"]
+        self._recent.extend(state["recent"].tolist())
+
 
 class SileroVad:
     """By silero's network through onnxruntime alone; energy moves its edges to where the sound begins and ends."""
@@ -116,6 +131,25 @@ class SileroVad:
         count = 1 + self._begun() if self._speech and not before else int(self._speech)
         self._loud.append(loud)
         return count
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self._network.state(),
+            "energy": self._energy.state(),
+            "rest": self._rest,
+            "probability": self._probability,
+            "heard": self._heard,
+            "unheard": self._unheard,
+            "loud": list(self._loud),
+            "speech": self._speech,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._network.restore(state["network"])
+        self._energy.restore(state["energy"])
+        self._rest, self._probability, self._heard = state["rest"], state["probability"], state["heard"]
+        self._unheard, self._speech = state["unheard"], state["speech"]
+        self._loud.extend(state["loud"])
 
     def _begun(self) -> int:
         """How many hops ago the sound began that the network now calls speech."""
@@ -160,6 +194,12 @@ class _Silero:
         probability, *self._state = self._session.run(None, inputs)
         self._context = chunk[-CONTEXT:]
         return float(probability.item())
+
+    def state(self) -> dict[str, Any]:
+        return {"context": self._context, "lstm": self._state}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._context, self._state = state["context"], state["lstm"]
 
 
 def _silero_file() -> Path | None:
