@@ -90,6 +90,9 @@ def dub(
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run of this job was killed or interrupted")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json to standard output at the end")] = False,
 ) -> None:
     """Dub INPUT into another language.
@@ -114,8 +117,9 @@ def dub(
         segmentation=segmentation,
         vad=vad,
         tls=tls(tls_ca, tls_cert, tls_key),
+        resume=resume,
     )
-    with interruptible("interrupted; nothing was written", EXIT_INTERRUPTED):
+    with interruptible(lambda: _interrupted(output), EXIT_INTERRUPTED):
         result = asyncio.run(_dub_with_progress(options))
     if as_json:
         print(result.files[0].read_text(encoding="utf-8"), end="")
@@ -125,7 +129,12 @@ def dub(
         err.print(f"{result.video}", highlight=False, soft_wrap=True)
         return
     missing = ", ".join(map(str, job.missing_segments(result.report)))
-    fail(f"the server failed: no dub for segment {missing}; what there is: {result.video}", EXIT_SERVER)
+    later = "; with --resume it is tried again from there" if job.is_resumable(output) else ""
+    fail(f"the server failed: no dub for segment {missing}; what there is: {result.video}{later}", EXIT_SERVER)
+
+
+def _interrupted(output: Path) -> str:
+    return f"interrupted; {'go on with --resume' if job.is_resumable(output) else 'nothing was written'}"
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -18,12 +18,12 @@ err = Console(stderr=True)
 
 
 @contextmanager
-def interruptible(message: str, code: int) -> Iterator[None]:
+def interruptible(message: str | Callable[[], str], code: int) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the block in order, with one line."""
     try:
         yield
     except (KeyboardInterrupt, asyncio.CancelledError):
-        fail(message, code)
+        fail(message if isinstance(message, str) else message(), code)
 
 
 def say(message: str) -> None:

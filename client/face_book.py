@@ -19,7 +19,7 @@ USUAL_SCORE_DECAY = 0.998  # per frame: what is usual for a face follows it with
 
 
 @dataclass
-class _Entry:
+class FaceEntry:
     """What is known of one track so far."""
 
     start_ms: float
@@ -29,13 +29,20 @@ class _Entry:
     sum_y: float = 0.0
     usual_score: float = 0.0
 
+    def add(self, time_ms: float, box: Box) -> None:
+        """A further frame."""
+        self.end_ms = time_ms
+        self.frames += 1
+        self.sum_x += (box[0] + box[2]) / 2
+        self.sum_y += (box[1] + box[3]) / 2
+
 
 class FaceBook:
     """Every face of the job: ids that no two sequences share, usual scores, mouth motion, where it was and when."""
 
     def __init__(self, width: int, height: int) -> None:
         self._width, self._height = width, height
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[int, FaceEntry] = {}
         self._highest = 0  # id so far
         self._offset = 0  # from the tracker's ids, which each sequence counts from 1, to the job's
         self._same: dict[int, int] = {}  # of this sequence: ids of the tracker that go on as known ids of the job
@@ -72,14 +79,21 @@ class FaceBook:
         self._last = {track: box for track, (box, _) in found.items()}
         faces = []
         for track, (box, score) in found.items():
-            entry = self._entries.setdefault(track, _Entry(time_ms))
+            entry = self._entries.setdefault(track, FaceEntry(time_ms))
             entry.usual_score = max(score, entry.usual_score * USUAL_SCORE_DECAY)
-            entry.end_ms = time_ms
-            entry.frames += 1
-            entry.sum_x += (box[0] + box[2]) / 2
-            entry.sum_y += (box[1] + box[3]) / 2
+            entry.add(time_ms, box)
             faces.append(Face(box, track, score / entry.usual_score, *mouths.get(track, (0.0, None))))
         return tuple(faces)
+
+    def usual_scores(self) -> dict[int, float]:
+        """By track."""
+        return {track: entry.usual_score for track, entry in self._entries.items()}
+
+    def restore(self, entries: Mapping[int, FaceEntry], last: Mapping[int, Box]) -> None:
+        """Of a job that goes on: the faces so far, and those of the last frame."""
+        self._entries = dict(entries)
+        self._last = dict(last)
+        self._highest = max(self._entries, default=0)
 
     @property
     def tracks(self) -> list[FaceTrack]:

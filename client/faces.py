@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from polylip.client.cuts import CutDetector, thumbnail
 from polylip.client.error_codes import ErrorCode
 from polylip.client.errors import ServerError
-from polylip.client.face_book import FaceBook
+from polylip.client.face_book import FaceBook, FaceEntry
 from polylip.client.key_frames import KeyFrames
 from polylip.client.media_in import MediaInfo
 from polylip.client.pacing import Pacing
@@ -128,6 +129,8 @@ class FacesBranch:
         self._look_ahead = round(info.frame_rate * Fraction(LOOK_AHEAD_MS, 1000))  # frames
         self._book = FaceBook(info.width, info.height)
         self._sequence = 0  # 0: the next request starts a new one
+        self._begun_ms = -math.inf  # of a job that goes on: frames up to here are written, and are only looked at
+        self._goes_on = False  # the next sequence has the faces of the frame before it, though none was sent
         self._chunk = _Chunk()
         self._shot_keys: deque[tuple[UInt8, int]] = deque(maxlen=MAX_KEY_FRAMES)  # of the chunks sent, the newest ones
         self._waiting: deque[_Picture] = deque()  # not asked for yet
@@ -167,6 +170,15 @@ class FacesBranch:
             await self._end_sequence()
         self._ring.close()
 
+    def restore(self, position_ms: float, shot: int, entries: Mapping[int, FaceEntry], last: Mapping[int, Box]) -> None:
+        """Of a job that goes on behind the frame at a time, in the middle of a shot."""
+        self._begun_ms, self.cuts, self._goes_on = position_ms, shot, True
+        self._book.restore(entries, last)
+
+    def usual_scores(self) -> dict[int, float]:
+        """What the tracker usually says of each face."""
+        return self._book.usual_scores()
+
     def _read(self, reader: PictureReader) -> list[_Picture]:
         return [_Picture(time_ms, frame, thumbnail(frame)) for time_ms, frame in reader.read(READ_FRAMES)]
 
@@ -182,7 +194,10 @@ class FacesBranch:
 
     async def _add(self, picture: _Picture, is_cut: bool) -> None:
         """The next frame. What was before it is sent only now, when it is known whether it ended a shot."""
+        if picture.time_ms <= self._begun_ms:
+            return
         if is_cut:
+            self._goes_on = False
             await self._end_shot()
             self.cuts += 1
             self.keys.cut()
@@ -290,8 +305,9 @@ class FacesBranch:
         first = {
             track: _box(boxes[0, column])
             for column, track in enumerate(outputs["TRACK_IDS"].tolist())
-            if chunk.starts and chunk.lead and scores[0, column] > 0
+            if chunk.starts and (chunk.lead or self._goes_on) and scores[0, column] > 0
         }
+        self._goes_on = False
         ids = self._book.job_ids(outputs["TRACK_IDS"].tolist(), chunk.starts, first)
         found = []
         for row, query in enumerate(chunk.queries):

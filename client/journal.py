@@ -33,10 +33,7 @@ class KeptDub:
     speech: Float32
     pcm: Float32
     levels: Levels  # of source and voice, behind it
-
-    @classmethod
-    def of(cls, dub: Dub, levels: Levels) -> KeptDub:
-        return cls(dub.segment, dub.result, dub.start_ms, dub.lips_start_ms, dub.speech, dub.pcm, levels)
+    detected_language: str
 
 
 class Journal:
@@ -86,6 +83,7 @@ class Journal:
                 yield int(match[1])
 
 
-def packed_dub(dub: Dub, levels: Levels) -> bytes:
+def packed_dub(dub: Dub, levels: Levels, detected_language: str) -> bytes:
     """For `Journal.keep`."""
-    return pack(KeptDub.of(dub, levels))
+    placed = dub.start_ms, dub.lips_start_ms, dub.speech, dub.pcm
+    return pack(KeptDub(dub.segment, dub.result, *placed, levels, detected_language))

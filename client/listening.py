@@ -13,7 +13,7 @@ from polylip.client.mix import AudioBed, Float32
 from polylip.client.pacing import Pacing
 from polylip.client.pulse import Pulse
 from polylip.client.results import Status
-from polylip.client.segmentation import Items, Segment, Segmenter
+from polylip.client.segmentation import Items, Segment, Segmenter, SegmenterState
 from polylip.client.speculation import Speculation
 from polylip.client.timeline import Dub, Timeline
 from polylip.client.trace import Trace
@@ -49,6 +49,7 @@ class Listener:
         speculation: Speculation | None = None,
         pacing: Pacing | None = None,
         trace: Trace | None = None,
+        keeps_state: bool = False,
     ) -> None:
         self._pacing = pacing or Pacing()
         self._trace = trace or Trace()
@@ -59,6 +60,8 @@ class Listener:
         self._segmenter = segmenter or Segmenter(policy=Policy.SILENCE)
         self._speculation = speculation
         self._read_s = LIVE_READ_S if self._pacing.live else READ_S
+        self._keeps_state = keeps_state
+        self.state: SegmenterState | None = None  # behind the last whole piece of sound
 
     async def run(self, reader: SoundReader, waiting: asyncio.Queue[Dub | None]) -> None:
         """Until the sound ends; None then ends the queue."""
@@ -67,9 +70,11 @@ class Listener:
             self._bed.append(native)
             self._trace.arrived(self._bed.end_ms)
             await self._take(self._segmenter.push(mono), waiting)
+            self._note_state()
             if not self._pacing.live:
                 await self._pulse.until(lambda: self._bed.end_ms < self._output_ms() + AHEAD_S * 1000)
         await self._take(self._segmenter.flush(), waiting)
+        self._note_state()
         self._timeline.advance(float("inf"))
         await waiting.put(None)
 
@@ -78,12 +83,25 @@ class Listener:
             if isinstance(item, Segment):
                 await self._hand_on(item, waiting)
             elif self._speculation is not None and self._pacing.level < Level.ORIGINAL:
-                self._timeline.advance(self._segmenter.horizon_ms)
+                self._advance()
                 asked_at = time.monotonic()
                 answer = await self._speculation.ask(item)
                 self._trace.asked(asked_at, item.audio_start_ms)
                 self._segmenter.answer(item, answer)
-        self._timeline.advance(self._segmenter.horizon_ms)
+        self._advance()
+
+    def restore(self, state: SegmenterState) -> None:
+        """Of a job that goes on: its segmenter has heard more than is in the bed."""
+        self._segmenter.restore(state)
+        self.state = state
+
+    def _note_state(self) -> None:
+        if self._keeps_state:
+            self.state = self._segmenter.state()
+
+    def _advance(self) -> None:
+        """What is not in the bed yet must not be written, though it may have been heard in an earlier run."""
+        self._timeline.advance(min(self._segmenter.horizon_ms, self._bed.end_ms))
 
     async def _hand_on(self, segment: Segment, waiting: asyncio.Queue[Dub | None]) -> None:
         """A file waits while the queue is full; a live source cannot."""

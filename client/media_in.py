@@ -70,13 +70,16 @@ class FileFrames:
 
     trusted = False
 
-    def __init__(self, info: MediaInfo, kind: str) -> None:
+    def __init__(self, info: MediaInfo, kind: str, near_s: Fraction | None = None) -> None:
+        """From the beginning, or from a key frame before a time of the container. Raises av.FFmpegError."""
         self._path = Path(info.path)
         self._container = open_media(self._path)
         video, audio = first_streams(self._container, self._path)
         self._stream = video if kind == "video" else audio
         if kind == "video":
             self._stream.thread_type = "AUTO"
+        if near_s is not None:
+            self._container.seek(int(near_s / self._stream.time_base), stream=self._stream)
         self.damaged = 0
 
     def __iter__(self) -> Iterator[Any]:
@@ -146,15 +149,23 @@ class VideoReader(_Reader):
     """Decoded pictures in presentation order, upright, each with its time; those of the file when `frames` is None.
 
     `pixel_format` (yuv420p or yuv444p) converts every one; without it they come as stored, unless they are turned.
-    With `eager`, a read gives what is at hand, at least one, rather than wait for all that it was asked for.
+    With `eager`, a read gives what is at hand, at least one, rather than wait for all that it was asked for. With
+    `midway`, the first of `frames` may have any time.
     """
 
     def __init__(
-        self, info: MediaInfo, pixel_format: str | None = None, frames: Frames | None = None, *, eager: bool = False
+        self,
+        info: MediaInfo,
+        pixel_format: str | None = None,
+        frames: Frames | None = None,
+        *,
+        eager: bool = False,
+        midway: bool = False,
     ) -> None:
         super().__init__(info, frames or FileFrames(info, "video"))
         self._pixel_format = pixel_format
         self._eager = eager
+        self._midway = midway
         self._frames = self._decode()
 
     def read(self, count: int) -> list[tuple[float, Any]]:
@@ -197,7 +208,8 @@ class VideoReader(_Reader):
             ticks = 0 if last is None else last + step
             if frame.pts is not None:
                 stated = self._ticks(frame.pts, frame.time_base)
-                if self._believable("picture", (stated - (last or 0)) * tick_s):
+                before = (stated if self._midway else 0) if last is None else last
+                if self._believable("picture", (stated - before) * tick_s):
                     ticks = stated if last is None else max(stated, last + 1)
             last = ticks
             upright = self._upright(frame)

@@ -29,6 +29,7 @@ AAC_RATES_HZ = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 1
 FALLBACK_RATE_HZ = 48_000
 NAME_LENGTH = 40  # characters of the output's name in the temporary one, so that a long name stays short enough
 
+GLOBAL_HEADER = int(av.codec.context.Flags.global_header)
 FRAME_DURATION = int(av.codec.context.Flags.frame_duration)  # without it the last frame's duration is guessed
 
 
@@ -42,6 +43,25 @@ def output_channels(info: MediaInfo) -> int:
     return 1 if info.channels == 1 else 2
 
 
+def check_output(path: Path) -> None:
+    """What its name says. Raises InputError."""
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"{path}: unknown output type; end the name in one of: {', '.join(FORMATS)}")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name an output file")
+
+
+@contextmanager
+def refused_by_the_disk(path: Path) -> Iterator[None]:
+    """What cannot be written of an output is an InputError."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        raise InputError(
+            f"{path}: cannot be written ({reason(error)}); make room, or choose another output path"
+        ) from None
+
+
 class Encoders:
     """Pictures and sound to packets, in streams of a container; whoever made that muxes them."""
 
@@ -50,7 +70,7 @@ class Encoders:
         self._rate = output_sample_rate(info)
         self._layout = "mono" if output_channels(info) == 1 else "stereo"
         self._samples = 0
-        self._last_pts: int | None = None
+        self.last_pts: int | None = None  # of the newest picture
         self._step = max(1, round(1 / info.frame_rate / info.video_time_base))
         self.video = self._add_video(container, x264_options, flags)
         self.audio = container.add_stream("aac", rate=self._rate, layout=self._layout)
@@ -60,9 +80,9 @@ class Encoders:
     def picture(self, frame: Any, time_ms: float) -> list[Any]:
         """A picture's time is kept to the tick of the input's clock."""
         pts = round(Fraction(time_ms) / 1000 / self._info.video_time_base)
-        if self._last_pts is not None and pts <= self._last_pts:
-            pts = self._last_pts + 1  # encoders need rising timestamps; a broken source may repeat one
-        self._last_pts = pts
+        if self.last_pts is not None and pts <= self.last_pts:
+            pts = self.last_pts + 1  # encoders need rising timestamps; a broken source may repeat one
+        self.last_pts = pts
         frame.pts = pts
         frame.time_base = self._info.video_time_base
         frame.duration = frame.duration or self._step
@@ -96,15 +116,18 @@ class Encoders:
 
 
 class MediaWriter:
-    """Encodes into a temporary file beside the output; `finish` moves it into place, `discard` removes it.
+    """Encodes into a temporary file, beside the output or in a folder; `finish` moves it there, `discard` removes it.
 
     One thread writes while another may discard: a cancelled job's thread cannot be stopped, only waited for.
     """
 
-    def __init__(self, path: Path, info: MediaInfo, tags: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: Path, info: MediaInfo, tags: Mapping[str, str] | None = None, folder: Path | None = None
+    ) -> None:
         self._path = path
         self._info = info
-        self._temporary = path.absolute().with_name(f".{path.stem[:NAME_LENGTH]}.{os.getpid()}{path.suffix}")
+        folder = folder or path.absolute().parent
+        self._temporary = folder / f".{path.stem[:NAME_LENGTH]}.{os.getpid()}{path.suffix}"
         self._busy = Lock()
         self._closed = False
         self._pictures_ended = False
@@ -117,23 +140,33 @@ class MediaWriter:
         with self._busy:
             if self._closed:
                 return
-            with self._refused_by_the_disk():
+            with refused_by_the_disk(self._path):
                 for frame, time_ms in pictures:
                     self._container.mux(self._encoders.picture(frame, time_ms))
                 self._container.mux(self._encoders.sound(pcm))
+
+    def write_packet(self, packet: Any, pieces: Iterable[Float32]) -> None:
+        """A picture that is encoded already, in the same way, and the sound that follows on the last."""
+        with self._busy, refused_by_the_disk(self._path):
+            if self._closed:
+                return
+            for pcm in pieces:
+                self._container.mux(self._encoders.sound(pcm))
+            packet.stream = self._encoders.video
+            self._container.mux(packet)
 
     def end_pictures(self) -> None:
         """No picture comes any more: those that the encoder holds back must not wait behind the sound."""
         with self._busy:
             if not self._closed and not self._pictures_ended:
                 self._pictures_ended = True
-                with self._refused_by_the_disk():
+                with refused_by_the_disk(self._path):
                     self._container.mux(self._encoders.video.encode())
 
     def finish(self, path: Path) -> None:
         """Complete the file and move it to `path`; nothing after `discard`, as when the job was cancelled meanwhile."""
         self.end_pictures()
-        with self._busy, self._refused_by_the_disk():
+        with self._busy, refused_by_the_disk(self._path):
             if self._closed:
                 return
             self._container.mux(self._encoders.audio.encode())
@@ -149,21 +182,9 @@ class MediaWriter:
                 self._container.close()
             self._temporary.unlink(missing_ok=True)
 
-    @contextmanager
-    def _refused_by_the_disk(self) -> Iterator[None]:
-        try:
-            yield
-        except (av.FFmpegError, OSError) as error:
-            raise InputError(
-                f"{self._path}: cannot be written ({reason(error)}); make room, or choose another output path"
-            ) from None
-
     def _create(self) -> Any:
-        if self._path.suffix.lower() not in FORMATS:
-            raise InputError(f"{self._path}: unknown output type; end the name in one of: {', '.join(FORMATS)}")
-        if self._path.is_dir():
-            raise InputError(f"{self._path}: is a folder; name an output file")
-        with self._refused_by_the_disk():
+        check_output(self._path)
+        with refused_by_the_disk(self._path):
             self._temporary.parent.mkdir(parents=True, exist_ok=True)
             self._temporary.touch()
         # As a URL, so that a name with a colon is a name. A time before a track's start is kept in movie ticks.

@@ -16,6 +16,11 @@ MIN_GAIN, MAX_GAIN = 0.25, 2.0  # -12 to +6 dB: a voice is fitted to its surroun
 SPEECH_RMS = 10 ** (-50 / 20)  # quieter pieces say nothing about how loud somebody speaks
 
 
+def sample_at(time_ms: float, sample_rate_hz: int) -> int:
+    """Index of the first sample that is not before a time."""
+    return round(time_ms * sample_rate_hz / 1000)
+
+
 class AudioBed:
     """Original PCM float32 (channels, samples) from a moving start on; `render` takes it out mixed."""
 
@@ -31,19 +36,14 @@ class AudioBed:
 
     def begin_at(self, time_ms: float) -> None:
         """Of a job that goes on: what lies before is written."""
-        self._start = round(time_ms * self.sample_rate_hz / 1000)
-
-    @property
-    def first_sample(self) -> int:
-        """Index of the first sample that is held, or awaited."""
-        return self._start
+        self._start = sample_at(time_ms, self.sample_rate_hz)
 
     def append(self, pcm: Float32) -> None:
         self._pieces = np.concatenate([self._pieces, pcm], axis=1)
 
     def render(self, until_ms: float, dubs: Iterable[Dub]) -> Float32:
         """The mixed sound up to `until_ms`, which is dropped here; silence where the original has ended."""
-        stop = max(self._start, round(until_ms * self.sample_rate_hz / 1000))
+        stop = max(self._start, sample_at(until_ms, self.sample_rate_hz))
         count = stop - self._start
         mixed = np.zeros((self._pieces.shape[0], count), np.float32)
         held = min(count, self._pieces.shape[1])

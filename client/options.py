@@ -45,6 +45,7 @@ class DubOptions:
     vad: VadChoice = VadChoice.AUTO  # what hears speech
     tls: Tls | None = None  # to a running server
     reconnect_s: float = RECONNECT_S  # for which a server that is lost is waited for
+    resume: bool = False  # go on where an earlier run of this job was ended, if there was one
 
     @property
     def server(self) -> ServerChoice:

@@ -14,8 +14,8 @@ from polylip.client.html_report import write_html_report
 from polylip.client.marking import DubFacts, VoiceKind, container_tags, drop_sidecar, mark_video
 from polylip.client.marking_keys import Identity
 from polylip.client.media_in import MediaInfo
-from polylip.client.media_out import MediaWriter
 from polylip.client.options import DubOptions
+from polylip.client.parts import PartsWriter
 from polylip.client.pipeline import Pipeline
 from polylip.client.report import write_report
 from polylip.client.results import FaceSample, Report, SegmentResult, Status, VoiceUsed
@@ -74,7 +74,7 @@ def _mark(video: Path, options: DubOptions, report: Report, identity: Identity |
 
 
 def finish(
-    options: DubOptions, writer: MediaWriter, report: Report, run: Pipeline, identity: Identity | None
+    options: DubOptions, writer: PartsWriter, report: Report, run: Pipeline, identity: Identity | None
 ) -> DubResult:
     """Move the video into place and write its companions beside it."""
     video = options.output
@@ -130,20 +130,7 @@ def make_report(
         engines=engines,
         faces=run.faces.tracks,
         face_spans_hidden=run.renderer.hidden.spans,
-        counters={
-            "key_frames": run.faces.keys.total,
-            "dense_key_frames": run.faces.keys.dense,
-            "cuts": run.faces.cuts,
-            "lipsync_calls": counts.lips_calls,
-            "lipsync_frames": counts.lips_frames,
-            "failed_lipsync_calls": counts.lips_failures,
-            "failed_faces_chunks": run.faces.failed_chunks,
-            "recogniser_questions": run.speculation.counts.asked,
-            "server_reconnects": run.reopened,
-            "retries": run.retries,
-            "ring_capacity": run.ring.capacity,
-            "ring_high_water": run.ring.high_water,
-        },
+        counters=run.counters,
         seam=run.renderer.quality.seam,
         seam_worst=run.renderer.quality.seam_worst,
         flicker=run.renderer.quality.flicker,

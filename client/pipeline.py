@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from polylip.client.captioning import Captioner
+from polylip.client.checkpoint import JobState, Keeper
 from polylip.client.closing import Policy
 from polylip.client.errors import PolylipError
 from polylip.client.faces import FacesBranch
@@ -21,11 +22,14 @@ from polylip.client.pacing import Pacing
 from polylip.client.pictures import PictureReader
 from polylip.client.pulse import Pulse
 from polylip.client.render import Renderer, Writer
+from polylip.client.render_state import PartEnds, PictureState
 from polylip.client.ring import FrameRing
 from polylip.client.segmentation import Segmenter
+from polylip.client.snapshot import pack
 from polylip.client.speaker import SpeakerChooser, parse_wish
 from polylip.client.speculation import LIVE_TIMEOUT_S, TIMEOUT_S, Speculation
 from polylip.client.speech import SpeechBranch
+from polylip.client.speech_state import is_lost
 from polylip.client.timeline import Timeline
 from polylip.client.trace import Trace
 from polylip.client.triton import TritonClient
@@ -71,6 +75,7 @@ class Pipeline:
         writer: Writer,
         *,
         pacing: Pacing | None = None,
+        keeper: Keeper | None = None,
         on_progress: Callable[[float, int], None] = lambda position_ms, frames: None,
     ) -> None:
         info, fps = plan.info, float(plan.info.frame_rate)
@@ -78,6 +83,9 @@ class Pipeline:
         self.trace = Trace()
         self.timeline, self.ring = Timeline(plan.duration_ms, pulse), FrameRing(fps, pulse, frames_around(fps))
         bed = AudioBed(output_sample_rate(info), output_channels(info))
+        self._keeper = keeper
+        earlier = self._earlier = keeper.earlier if keeper else None
+        parts = PartEnds(self._save, earlier.picture.position_ms if earlier else 0.0) if keeper else None
         # Every line is a stream of its own: models that answer once and in parts must not share one.
         self._lines = [client.line() for _ in range(4)]
         speech_line, recogniser_line, faces_line, lips_line = self._lines
@@ -97,6 +105,7 @@ class Pipeline:
             on_progress=on_progress,
             pacing=pacing,
             trace=self.trace,
+            parts=parts,
         )
         self.speech = SpeechBranch(
             timeline=self.timeline,
@@ -110,8 +119,16 @@ class Pipeline:
             captioner=Captioner(recogniser_line, plan.wishes),
             pacing=pacing,
             trace=self.trace,
+            journal=keeper.journal if keeper else None,
         )
         self.faces = FacesBranch(info, self.ring, faces_line, pacing=pacing, trace=self.trace)
+        if keeper and earlier:
+            picture = earlier.picture
+            bed.begin_at(picture.position_ms)
+            self.ring.begin_at(picture.counts.frames)
+            self.renderer.restore(picture)
+            self.faces.restore(picture.position_ms, picture.shot, picture.faces, picture.last_boxes)
+            self.speech.restore(earlier.speech, keeper.journal)
 
     async def run(self, source: Source) -> None:
         """Until picture and sound have been written to their end. The first cause of a failure is raised."""
@@ -132,6 +149,42 @@ class Pipeline:
     def retries(self) -> int:
         """Requests that were sent again."""
         return self.speech.retries + self.faces.retries + self.renderer.counts.lips_retries
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Of this run and those before it that it goes on from."""
+        counts, keys = self.renderer.counts, self.faces.keys
+        own = {
+            "key_frames": keys.total,
+            "dense_key_frames": keys.dense,
+            "failed_faces_chunks": self.faces.failed_chunks,
+            "recogniser_questions": self.speculation.counts.asked,
+            "server_reconnects": self.reopened,
+            "retries": self.retries,
+        }
+        before = self._earlier.counters if self._earlier else {}
+        return {name: number + before.get(name, 0) for name, number in own.items()} | {
+            "cuts": self.faces.cuts,
+            "lipsync_calls": counts.lips_calls,
+            "lipsync_frames": counts.lips_frames,
+            "failed_lipsync_calls": counts.lips_failures,
+            "ring_capacity": self.ring.capacity,
+            "ring_high_water": max(self.ring.high_water, before.get("ring_high_water", 0)),
+            "runs": self._keeper.runs if self._keeper else 1,
+        }
+
+    async def _save(self, picture: PictureState) -> None:
+        """Behind a part. What has failed for want of a server is not kept: the next run has it dubbed."""
+        keeper, speech = self._keeper, self.speech.state()
+        lost = any(line.lost for line in self._lines) or any(is_lost(result) for result in self.timeline.results)
+        if keeper is None or speech is None or lost:
+            return
+        usual = self.faces.usual_scores()
+        faces = {track: replace(entry, usual_score=usual.get(track, 0.0)) for track, entry in picture.faces.items()}
+        picture = replace(picture, faces=faces)
+        state = JobState(picture, speech, self.counters, keeper.engines, keeper.wall_s(), keeper.runs)
+        await asyncio.to_thread(keeper.save, pack(state))
+        keeper.journal.forget(min((dub.index for dub in speech.active), default=speech.segmenter.count))
 
 
 @contextlib.contextmanager

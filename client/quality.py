@@ -36,6 +36,23 @@ class Patch:
 _Small = tuple[Float32, Float32, Float32]  # source, pasted and weight of one frame
 
 
+@dataclass(frozen=True)
+class SpreadState:
+    """Counts by value, and the sum."""
+
+    counts: npt.NDArray[np.int64]
+    sum: float
+
+
+@dataclass(frozen=True)
+class QualityState:
+    """All that a `QualityMeter` has measured."""
+
+    seams: SpreadState
+    moved_source: SpreadState
+    moved_pasted: SpreadState
+
+
 class Spread:
     """Mean and quantiles of a stream of numbers, in constant memory: values beyond the range count as its ends."""
 
@@ -48,6 +65,12 @@ class Spread:
         place = round((value - self._first) / self._step)
         self._counts[min(max(place, 0), self._counts.size - 1)] += 1
         self._sum += value
+
+    def state(self) -> SpreadState:
+        return SpreadState(self._counts.copy(), self._sum)
+
+    def restore(self, state: SpreadState) -> None:
+        self._counts, self._sum = state.counts.copy(), state.sum
 
     @property
     def count(self) -> int:
@@ -86,6 +109,14 @@ class QualityMeter:
     def reset(self) -> None:
         """The next frame does not follow the last one: a gap, a cut or another face."""
         self._last = None
+
+    def state(self) -> QualityState:
+        return QualityState(self._seams.state(), self._moved_source.state(), self._moved_pasted.state())
+
+    def restore(self, state: QualityState) -> None:
+        self._seams.restore(state.seams)
+        self._moved_source.restore(state.moved_source)
+        self._moved_pasted.restore(state.moved_pasted)
 
     def _compare(self, last: _Small, now: _Small) -> None:
         inside = cv2.compare(cv2.max(last[2], now[2]), INSIDE, cv2.CMP_GE)

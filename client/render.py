@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from polylip.client.pacing import Pacing
 from polylip.client.pictures import PictureReader
 from polylip.client.pulse import Pulse
 from polylip.client.quality import QualityMeter
+from polylip.client.render_state import PartEnds, PictureState, Prepared, RenderCounts, SeenFaces
 from polylip.client.results import FaceSample, HideReason
 from polylip.client.ring import Face, FrameRing, Slot
 from polylip.client.speaker import Choice, SpeakerChooser
@@ -74,21 +75,7 @@ class _Batch:
 
     work: list[_Work]
     requests: list[tuple[LipsRequest, list[_Work]]] = field(default_factory=list)
-
-
-@dataclass
-class RenderCounts:
-    """What the output did."""
-
-    frames: int = 0
-    lipsynced: int = 0  # frames with new pixels
-    without_face: int = 0
-    lips_calls: int = 0
-    lips_frames: int = 0  # asked for; those in silence often come back as they were
-    lips_failures: int = 0
-    lips_missed: int = 0  # frames of these calls: they show their own mouth
-    lips_retries: int = 0
-    damaged_packets: int = 0
+    ends_part: Prepared | None = None
 
 
 class Renderer:
@@ -108,9 +95,13 @@ class Renderer:
         on_progress: Callable[[float, int], None],
         pacing: Pacing | None = None,
         trace: Trace | None = None,
+        parts: PartEnds | None = None,
     ) -> None:
         self._pacing = pacing or Pacing()
         self._trace = trace or Trace()
+        self._parts = parts
+        self._damaged_before = 0
+        self._seen = SeenFaces()
         self._pulse = pulse
         self._info = info
         self._ring = ring
@@ -151,12 +142,52 @@ class Renderer:
             if not slots:
                 return
             frames = await asyncio.to_thread(reader.read, len(slots))
-            self.counts.damaged_packets = reader.damaged
+            self.counts.damaged_packets = self._damaged_before + reader.damaged
             # The analysis has seen these frames; a second reader of the same file sees the same ones.
             work = [self._work(slot, frame) for slot, (_, frame) in zip(slots, frames, strict=True)]
             self._judge_visibility(work)
             await asyncio.to_thread(self._cut_faces, work)
-            await batches.put(await self._request_lips(work))
+            batch = await self._request_lips(work)
+            if self._parts is not None and self._parts.ends_at(slots[-1].time_ms, self._timeline.active):
+                batch.ends_part = self._prepared()
+            await batches.put(batch)
+
+    def _prepared(self) -> Prepared:
+        counts = self.counts
+        return Prepared(
+            self._chooser.speakers,
+            dict(self._choices),
+            list(self.hidden.spans),
+            counts.lips_calls,
+            counts.lips_frames,
+            counts.damaged_packets,
+        )
+
+    def _state(self, position_ms: float, prepared: Prepared) -> PictureState:
+        counts = replace(
+            self.counts,
+            lips_calls=prepared.lips_calls,
+            lips_frames=prepared.lips_frames,
+            damaged_packets=prepared.damaged_packets,
+        )
+        seen = self._seen
+        samples = list(self.samples), self._sample_step
+        measured = self.offsets.state(), self.quality.state()
+        return PictureState(
+            position_ms, prepared, counts, *samples, seen.shot, dict(seen.entries), dict(seen.last), *measured
+        )
+
+    def restore(self, state: PictureState) -> None:
+        """Of a job that goes on: what is written."""
+        self.position_ms = self.next_ms = state.position_ms
+        self.counts = replace(state.counts, lips_retries=0)  # those are in the job's counters
+        self._damaged_before = state.counts.damaged_packets
+        self.samples, self._sample_step = list(state.samples), state.sample_step
+        self.hidden.spans, self._choices = list(state.prepared.hidden), dict(state.prepared.choices)
+        self._chooser.restore(state.prepared.speakers)
+        self._seen.restore(state)
+        self.offsets.restore(state.offsets)
+        self.quality.restore(state.quality)
 
     async def _next_slots(self) -> list[Slot]:
         """The next frames that are settled, at least one; none at the end."""
@@ -255,6 +286,8 @@ class Renderer:
             await asyncio.to_thread(self._encode, batch.work, sound)
             self._note(None, Stage.ENCODE, began_at, time.monotonic(), batch.work)
             self._moved_to(batch.work[-1].slot.time_ms)
+            if self._parts is not None and batch.ends_part is not None:
+                await self._parts.save(self._state(self.position_ms, batch.ends_part))
         await self._write_rest_of_sound()
 
     async def _write_rest_of_sound(self) -> None:
@@ -331,6 +364,7 @@ class Renderer:
 
     def _count(self, item: _Work) -> None:
         self.counts.frames += 1
+        self._seen.add(item.slot)
         face = item.face
         if face is None:
             self.counts.without_face += 1

@@ -30,7 +30,7 @@ def pack(value: Any) -> bytes:
         archive.writestr(STATE, text)
         for number, array in enumerate(arrays):
             with archive.open(f"{number}.npy", "w") as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+                np.save(member, array, allow_pickle=False)
     return buffer.getvalue()
 
 
@@ -43,7 +43,7 @@ def unpack(content: bytes) -> Any:
             def hook(found: dict[str, Any]) -> Any:
                 if found.keys() == {"array"}:
                     member = io.BytesIO(archive.read(f"{found['array']}.npy"))
-                    return np.lib.format.read_array(member, allow_pickle=False)
+                    return np.load(member, allow_pickle=False)
                 if found.keys() == {"pairs"}:
                     return {key: value for key, value in found["pairs"]}
                 return found
@@ -78,6 +78,10 @@ def rebuild(kind: Any, value: Any) -> Any:
         return kind(**{f.name: rebuild(hints[f.name], value[f.name]) for f in fields(kind)})  # type: ignore[operator]
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
+    return _rebuilt_items(origin, arguments, value)
+
+
+def _rebuilt_items(origin: Any, arguments: tuple[Any, ...], value: Any) -> Any:
     if origin is list:
         return [rebuild(arguments[0], item) for item in value]
     if origin is tuple:

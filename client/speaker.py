@@ -188,6 +188,14 @@ class SpeakerChooser:
         _, face_id, reason = max(parts, key=lambda part: part[0])
         return Choice(chosen, face_id, reason)
 
+    @property
+    def speakers(self) -> dict[int, FaceChoice]:
+        """Tracks of the last choice, and why."""
+        return dict(self._last)
+
+    def restore(self, speakers: Mapping[int, FaceChoice]) -> None:
+        self._last = dict(speakers)
+
     def usual(self, slot: Slot) -> Face | None:
         """The face to show of a frame that no dub covers: the last speaker, or else the largest."""
         spoke = [face for face in slot.faces if face.track_id in self._last]

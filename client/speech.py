@@ -17,9 +17,10 @@ import numpy.typing as npt
 from polylip.client.captioning import Captioner
 from polylip.client.error_codes import ErrorCode
 from polylip.client.errors import ServerError
+from polylip.client.journal import Journal, KeptDub, packed_dub
 from polylip.client.ladder import Level, Pressure
 from polylip.client.listening import Listener, SoundReader
-from polylip.client.mix import AudioBed, LevelMatch
+from polylip.client.mix import AudioBed, LevelMatch, Levels
 from polylip.client.pacing import Pacing
 from polylip.client.pulse import Pulse
 from polylip.client.reference import VoiceReference
@@ -27,6 +28,7 @@ from polylip.client.results import Status, TimeFit, VoiceUsed
 from polylip.client.retry import retrying
 from polylip.client.segmentation import SPEECH_RATE_HZ, Segmenter
 from polylip.client.speculation import Speculation
+from polylip.client.speech_state import ActiveDub, SpeechState, is_lost, restored_dubs, take_over
 from polylip.client.timeline import MAX_LATE_MS, Dub, Timeline
 from polylip.client.trace import Stage, Trace
 from polylip.client.triton import Outputs, Pending, Stream
@@ -39,6 +41,7 @@ Float32 = npt.NDArray[np.float32]
 WAITING_SEGMENTS = 2  # per stage (the paper's value); the reader stops when they are full
 IN_FLIGHT = 3  # one per stage of the ensemble
 MIN_CAPTION_S = 0.5  # for a caption that is nearly due
+TOO_LATE = f"would start more than {MAX_LATE_MS / 1000:.0f} s late"
 TIMEOUT_S = 60.0  # a segment of 10 s takes 2 to 3 s on two cores; a loaded server many times that
 
 
@@ -63,9 +66,14 @@ class SpeechBranch:
         captioner: Captioner | None = None,
         pacing: Pacing | None = None,
         trace: Trace | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self._pacing = pacing or Pacing()
         self._trace = trace or Trace()
+        self._journal = journal
+        # By segment, of those that are not in a checkpoint yet.
+        self._levels_after: dict[int, Levels] = {}
+        self._gathered_before: dict[int, int] = {}  # samples of the voice reference
         self._captioner = captioner
         self._pulse = pulse
         self._timeline = timeline
@@ -75,6 +83,7 @@ class SpeechBranch:
         self._stream_id = uuid.uuid4().hex
         self._reference = VoiceReference()
         self._levels = LevelMatch()
+        self._levels_before = self._levels.levels  # all of `_levels_after`
         self._listener = Listener(
             timeline=timeline,
             bed=bed,
@@ -84,6 +93,7 @@ class SpeechBranch:
             speculation=speculation,
             pacing=self._pacing,
             trace=self._trace,
+            keeps_state=journal is not None,
         )
         self._room = asyncio.Semaphore(IN_FLIGHT)
         self.retries = 0
@@ -94,12 +104,48 @@ class SpeechBranch:
         waiting: asyncio.Queue[Dub | None] = asyncio.Queue(WAITING_SEGMENTS)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._dispatch(waiting))
+            for dub in [dub for dub in self._timeline.active if not dub.ended]:  # of an earlier run
+                await waiting.put(dub)
             await self._listener.run(reader, waiting)
 
     def give_up(self, dub: Dub, status: Status, message: str) -> None:
         """End a segment whose time has passed. What the server still says of it is read and dropped."""
         if not dub.ended:
             self._timeline.end(dub, status, message)
+
+    def state(self) -> SpeechState | None:
+        """To go on from; None before anything was heard, or where nothing is kept."""
+        segmenter = self._listener.state
+        if segmenter is None or self._journal is None:
+            return None
+        active = []
+        for dub in self._timeline.active:
+            segment = dub.segment
+            if segment.index < segmenter.count:  # the rest will close again
+                is_kept = dub.ended and segment.index in self._journal
+                active.append(ActiveDub(segment.index, None if is_kept else segment))
+        first = min((dub.index for dub in active if dub.pending is not None), default=segmenter.count)
+        for index in sorted(index for index in self._levels_after if index < first):
+            self._levels_before = self._levels_after.pop(index)
+            self._gathered_before.pop(index)
+        return SpeechState(
+            segmenter,
+            self._timeline.results[: segmenter.count],
+            active,
+            self._levels_before,
+            self._reference.gathered[: self._gathered_before.get(first)],
+            self.detected_language,
+        )
+
+    def restore(self, state: SpeechState, journal: Journal) -> None:
+        """Go on from there. Raises ValueError where a dub is missing."""
+        dubs = restored_dubs(state, journal)
+        self._timeline.restore(state.results, dubs)
+        self._listener.restore(state.segmenter)
+        self._levels.restore(state.levels)
+        self._levels_before = state.levels
+        self._reference.restore(state.gathered)
+        self.detected_language = state.detected_language
 
     async def _dispatch(self, waiting: asyncio.Queue[Dub | None]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -118,7 +164,7 @@ class SpeechBranch:
             elif level is Level.CAPTIONS and self._captioner is not None:
                 await self._caption(dub, self._captioner)
             else:
-                await self._dub(dub)
+                await self._dub_or_play(dub)
         finally:
             self._room.release()
 
@@ -131,6 +177,40 @@ class SpeechBranch:
         if caption.text and not dub.ended:
             self._timeline.show(dub, caption.text)
         self.give_up(dub, caption.status, caption.message)
+
+    async def _dub_or_play(self, dub: Dub) -> None:
+        """What an earlier run of this job has had dubbed is not asked for again."""
+        if self._journal is None:
+            await self._dub(dub)
+            return
+        index = dub.segment.index
+        self._gathered_before[index] = len(self._reference.gathered)
+        if (kept := self._journal.find(dub.segment)) is not None:
+            await self._play(dub, kept)
+            self._levels_after[index] = self._levels.levels
+            return
+        await self._dub(dub)
+        self._levels_after[index] = self._levels.levels
+        if not is_lost(dub.result):
+            packed = packed_dub(dub, self._levels.levels, self.detected_language)
+            await asyncio.to_thread(self._journal.keep, index, packed)
+
+    async def _play(self, dub: Dub, kept: KeptDub) -> None:
+        """As the server has spoken it."""
+        self._timeline.plan(dub)
+        if self._wishes.voice_consent:
+            self._reference.add(dub.segment.audio)
+        self.detected_language = kept.detected_language
+        take_over(dub.result, kept.result)
+        await self._in_turn(dub)
+        if kept.start_ms is None:
+            self._timeline.end(dub, kept.result.status, kept.result.message)
+        elif self._timeline.place(dub):
+            self._timeline.append(dub, kept.speech, kept.pcm)
+            self._timeline.end(dub, kept.result.status, kept.result.message)
+        else:
+            self._timeline.end(dub, Status.TOO_LATE, TOO_LATE)
+        self._levels.restore(kept.levels)
 
     async def _dub(self, dub: Dub) -> None:
         latency = dub.result.latency_ms
@@ -217,7 +297,7 @@ class SpeechBranch:
                     continue
                 if not self._timeline.place(dub):
                     pending.forget()
-                    self._timeline.end(dub, Status.TOO_LATE, f"would start more than {MAX_LATE_MS / 1000:.0f} s late")
+                    self._timeline.end(dub, Status.TOO_LATE, TOO_LATE)
                     return None
                 asked.voice = _VoicePiece(rate_hz, self._bed.sample_rate_hz)
                 asked.voice.gain = self._levels.gain(dub.segment.audio, asked.voice.at_16k(audio))

@@ -206,6 +206,14 @@ class Spread:
         return cls(len(offsets_ms), len(known), float(np.median(known)), p99_ms)
 
 
+@dataclass(frozen=True)
+class OffsetState:
+    """What an `OffsetMeter` has measured. Windows begin anew behind it."""
+
+    segments_ms: dict[str, float | None]
+    windows_ms: list[float | None]
+
+
 class OffsetMeter:
     """The dubbed pair: new speech against the opening of the new mouth, one window per WINDOW_MS and per segment.
 
@@ -255,6 +263,12 @@ class OffsetMeter:
         if self._unmeasured_ms[face] >= WINDOW_MS:
             self._unmeasured_ms[face] = 0
             self._windows_ms.append(_offset_ms(last_of(recent, WINDOW_MS)))
+
+    def state(self) -> OffsetState:
+        return OffsetState(dict(self._segments_ms), list(self._windows_ms))
+
+    def restore(self, state: OffsetState) -> None:
+        self._segments_ms, self._windows_ms = dict(state.segments_ms), list(state.windows_ms)
 
     def segment_ms(self, segment_id: str) -> float | None:
         """Of one segment, once it is closed; ask again at the end for one that was too short by itself."""

@@ -108,6 +108,14 @@ class Timeline:
         self._pulse.beat()
         return dub
 
+    def restore(self, results: list[SegmentResult], dubs: list[Dub]) -> None:
+        """Of a job that goes on: the results of all its segments so far, and those that are not yet written."""
+        self.results = results
+        self._active = dubs
+        ends_ms = [float(result.dub_end_ms) for result in results if result.dub_end_ms is not None]
+        exact_ms = [dub.end_ms for dub in dubs if dub.audible]
+        self._free_ms = self._planned_free_ms = max(exact_ms or ends_ms, default=0.0)
+
     def advance(self, horizon_ms: float) -> None:
         """No segment still to come starts before `horizon_ms`."""
         self._horizon_ms = horizon_ms

@@ -20,7 +20,7 @@ from polylip.client.live.formats import place
 from polylip.client.live.sink_outbox import Held, Outbox
 from polylip.client.live.sink_targets import SEGMENT_S, Target, open_target, outlet
 from polylip.client.media_in import MediaInfo
-from polylip.client.media_out import Encoders, Float32
+from polylip.client.media_out import GLOBAL_HEADER, Encoders, Float32
 from polylip.client.media_probe import reason
 
 log = logging.getLogger("polylip.live")
@@ -29,7 +29,6 @@ PRESET = "superfast"  # 5 ms of one core per 720p frame; veryfast takes 9 for 30
 BITS_PER_PIXEL = 0.12  # cap of the bit rate: 2.8 Mbit/s at 720p25
 MAX_LATE_S = 3.0  # a receiver that is further behind misses something, so that it catches up
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 5.0  # between tries to connect again
-GLOBAL_HEADER = int(av.codec.context.Flags.global_header)
 
 
 class LiveSink:
