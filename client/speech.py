@@ -135,6 +135,7 @@ class SpeechBranch:
             self._levels_before,
             self._reference.gathered[: self._gathered_before.get(first)],
             self.detected_language,
+            self._stream_id,
         )
 
     def restore(self, state: SpeechState, journal: Journal) -> None:
@@ -145,7 +146,7 @@ class SpeechBranch:
         self._levels.restore(state.levels)
         self._levels_before = state.levels
         self._reference.restore(state.gathered)
-        self.detected_language = state.detected_language
+        self.detected_language, self._stream_id = state.detected_language, state.stream_id
 
     async def _dispatch(self, waiting: asyncio.Queue[Dub | None]) -> None:
         async with asyncio.TaskGroup() as group:

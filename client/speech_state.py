@@ -37,6 +37,7 @@ class SpeechState:
     levels: Levels
     gathered: Float32  # of the voice reference
     detected_language: str
+    stream_id: str  # by which a server knows the voice that it has been speaking with
 
 
 def is_lost(result: SegmentResult) -> bool:
