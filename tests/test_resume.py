@@ -47,7 +47,9 @@ def command(clip: Path, output: Path, server: Server, *more: str) -> list[str]:
 
 
 def run(clip: Path, output: Path, server: Server, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(clip, output, server, *more), capture_output=True, text=True, timeout=240)
+    return subprocess.run(
+        command(clip, output, server, *more), check=False, capture_output=True, text=True, timeout=240
+    )
 
 
 def end_after(parts: int, how: signal.Signals, clip: Path, output: Path, server: Server) -> subprocess.Popen[str]:

@@ -17,6 +17,7 @@ import pytest
 
 from polylip.client.job import DubOptions, Progress, dub, missing_segments
 from polylip.client.results import Status
+from polylip.client.workplace import workplace_folder
 from polylip.perf.demo_clip import make_demo_clip
 from polylip.serving.launcher import Server
 
@@ -32,17 +33,20 @@ def kill(server: Server) -> None:
         process.send_signal(signal.SIGKILL)
 
 
-def dub_until(size: int, clip: Path, output: Path, server: Server) -> subprocess.Popen[str]:
-    """The command at work, once its unfinished output has more than `size` bytes."""
-    command = [sys.executable, "-m", "polylip.client.cli", "dub", str(clip), "--to", "es", "-o", str(output)]
-    process = subprocess.Popen(
-        [*command, "--url", server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def dub_until(name: str, size: int, clip: Path, output: Path, server: Server) -> subprocess.Popen[str]:
+    """The command at work, once a file of its unfinished output has more than `size` bytes."""
+    process = subprocess.Popen(command(clip, output, server), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > size for path in output.parent.glob(f".{output.stem}.*")):
+    path = workplace_folder(output) / name
+    while not path.exists() or path.stat().st_size <= size:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     return process
+
+
+def command(clip: Path, output: Path, server: Server) -> list[str]:
+    where = ["--to", "es", "-o", str(output), "--url", server.url]
+    return [sys.executable, "-m", "polylip.client.cli", "dub", str(clip), *where]
 
 
 def frame_count(path: Path) -> int:
@@ -75,30 +79,36 @@ async def test_a_lost_server_leaves_a_whole_partial_video(
     assert not [name for name in os.listdir(output.parent) if name.startswith(".")]
 
 
-@pytest.mark.timeout(240)
-def test_the_command_names_the_missing_segments_and_exits_3(
-    clip: Path, own_server: Callable[..., Server], tmp_path: Path
+@pytest.mark.timeout(400)
+def test_the_command_names_the_missing_segments_and_exits_3_and_has_them_dubbed_later(
+    clip: Path, server: Server, own_server: Callable[..., Server], tmp_path: Path
 ):
-    server = own_server()
+    dying = own_server()
     output = tmp_path / "out" / "talk.mp4"
-    process = dub_until(300_000, clip, output, server)
-    kill(server)
+    process = dub_until("checkpoint.zip", 0, clip, output, dying)
+    kill(dying)
     _, stderr = process.communicate(timeout=200)
 
     assert process.returncode == 3, stderr
     assert len(stderr.strip().splitlines()) == 1
-    assert "no dub for segment" in stderr and "talk.partial.mp4" in stderr
+    assert "no dub for segment" in stderr and "talk.partial.mp4" in stderr and "--resume" in stderr
     report = json.loads((output.parent / "report.json").read_text())
     assert {s["status"] for s in report["segments"]} >= {"error"}
     assert (output.parent / "talk.partial.mp4").exists() and not output.exists()
+
+    subprocess.run([*command(clip, output, server), "--resume"], check=True, timeout=200)
+    report = json.loads((output.parent / "report.json").read_text())
+    assert {s["status"] for s in report["segments"]} == {"dubbed"}
+    assert frame_count(output) == frame_count(clip) == report["frames"]
+    assert not workplace_folder(output).exists()
 
 
 def test_an_interrupted_job_leaves_nothing(clip: Path, server: Server, tmp_path: Path):
     output = tmp_path / "out" / "talk.mp4"
     for stop in (signal.SIGINT, signal.SIGTERM):
-        process = dub_until(100_000, clip, output, server)
+        process = dub_until("pictures.h264", 50_000, clip, output, server)
         process.send_signal(stop)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 130, stderr
-        assert len(stderr.strip().splitlines()) == 1
+        assert len(stderr.strip().splitlines()) == 1 and "nothing was written" in stderr
         assert list(output.parent.iterdir()) == []
