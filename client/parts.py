@@ -115,7 +115,7 @@ class PartsWriter:
         for piece in sound:
             self._final.write([], piece)
         self._final.finish(path)
-        self._workplace.done = True
+        self._workplace.done = path == self._path  # what the server failed to dub can still be dubbed
 
     def discard(self) -> None:
         """Leave nothing behind but what a job can go on from. Safe after `finish`."""
