@@ -115,7 +115,7 @@ class Pipeline:
 
     async def run(self, source: Source) -> None:
         """Until picture and sound have been written to their end. The first cause of a failure is raised."""
-        with _unwrapped():
+        with first_cause():
             async with AsyncExitStack() as open_lines, asyncio.TaskGroup() as group:
                 for line in self._lines:
                     await open_lines.enter_async_context(line)
@@ -135,7 +135,7 @@ class Pipeline:
 
 
 @contextlib.contextmanager
-def _unwrapped() -> Iterator[None]:
+def first_cause() -> Iterator[None]:
     """Task groups wrap what went wrong in groups; the caller wants the first cause."""
     try:
         yield

@@ -24,7 +24,7 @@ from polylip.client.live.status import LiveStatus
 from polylip.client.marking import container_tags
 from polylip.client.media_out import output_channels, output_sample_rate
 from polylip.client.options import check_languages
-from polylip.client.pipeline import ENGINE_MODELS, Pipeline, Plan
+from polylip.client.pipeline import ENGINE_MODELS, Pipeline, Plan, first_cause
 from polylip.client.results import SegmentResult, Status
 from polylip.client.segmentation import Segmenter
 from polylip.client.server import running_client
@@ -126,19 +126,17 @@ class LiveJob:
         """Until picture and sound have left. Raises InputError when the output cannot be written any more."""
         parts = self.pipeline
         keeper = Keeper(self.playout, parts.timeline, parts.ring, parts.speech.give_up, lambda: parts.faces.is_asking)
-        started_s = time.monotonic()
         try:
-            async with asyncio.TaskGroup() as group:
-                helpers = [
-                    group.create_task(keeper.run()),
-                    group.create_task(self._watch(on_status)),
-                    group.create_task(self._end_source(stop, started_s)),
-                ]
-                await self.pipeline.run(_Readers(self._source))
-                for helper in helpers[:1] + helpers[2:]:
-                    helper.cancel()
-                await asyncio.to_thread(self.sink.close)
-                helpers[1].cancel()
+            with first_cause():
+                async with asyncio.TaskGroup() as group:
+                    keeping = group.create_task(keeper.run())
+                    watching = group.create_task(self._watch(on_status))
+                    ending = group.create_task(self._end_source(stop, time.monotonic()))
+                    await self.pipeline.run(_Readers(self._source))
+                    keeping.cancel()
+                    ending.cancel()
+                    await asyncio.to_thread(self.sink.close)
+                    watching.cancel()
         finally:
             await asyncio.to_thread(self.sink.discard)
         return self._report()
