@@ -58,6 +58,7 @@ class Plan:
     segmentation: Policy
     face: str | None = None  # as in DubOptions
     duration_ms: float | None = None  # None: unknown, or without end
+    incremental: bool = False  # the recogniser gains from pieces that are sent ahead
     newest_ms: Callable[[], float] | None = None  # live: the newest sound that has come
 
 
@@ -83,7 +84,11 @@ class Pipeline:
         speech_line, recogniser_line, faces_line, lips_line = self._lines
         timeout_s = LIVE_TIMEOUT_S if pacing.live else TIMEOUT_S
         self.speculation = Speculation(
-            recogniser_line, plan.wishes.source_language, timeout_s=timeout_s, newest_ms=plan.newest_ms
+            recogniser_line,
+            plan.wishes.source_language,
+            timeout_s=timeout_s,
+            newest_ms=plan.newest_ms,
+            incremental=plan.incremental,
         )
         self.renderer = Renderer(
             info,

@@ -15,9 +15,12 @@ import numpy.typing as npt
 from polylip.client.boundary import BoundaryScorer, boundary_scorer
 from polylip.client.closing import (
     ASK_SILENCE_MS,
+    FIRST_PROGRESS_MS,
     GRADED_WAITS_MS,
+    LAST_PROGRESS_MS,
     MAX_SEGMENT_MS,
     MIN_SEGMENT_MS,
+    PROGRESS_MS,
     SHORT_SILENCE_MS,
     SILENCE_MS,
     SPLIT_SEARCH_MS,
@@ -121,6 +124,7 @@ class Segmenter:
         self._ended = 0  # hop behind the last closed segment
         self._audio_end = 0  # and behind its audio
         self._questions = 0
+        self._shown = 0  # hop behind what `progress` gave last
         self._answer: Answer | None = None
 
     @property
@@ -147,6 +151,21 @@ class Segmenter:
         """What the recogniser says to the question that was yielded last; None: it cannot say."""
         if question.id == self._questions:
             self._answer = answer
+
+    def progress(self) -> Question | None:
+        """The open segment so far, where speech has gone on since the last time; not to be answered.
+
+        It is what the next question about a pause begins with.
+        """
+        opened = self._open
+        if opened is None or (self._hops - self._audio_start()) * HOP_MS < FIRST_PROGRESS_MS:
+            return None
+        silence_ms = (self._hops - 1 - opened.last) * HOP_MS
+        least_ms = LAST_PROGRESS_MS if silence_ms else PROGRESS_MS
+        if silence_ms >= ASK_SILENCE_MS or (self._hops - max(self._shown, self._audio_start())) * HOP_MS < least_ms:
+            return None
+        self._shown, start = self._hops, self._audio_start()
+        return Question(0, Asked.PROGRESS, self._sound(start, self._hops), start * HOP_MS, self.heard_ms)
 
     def flush(self) -> Items:
         """The end of the sound: close what is open."""
