@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 CLIP ?=
 
-.PHONY: setup demo test lint bench bench-gpu bench-memory bench-soak lock clean
+.PHONY: setup demo test lint bench bench-gpu bench-live bench-memory bench-segmentation bench-soak lock clean
 
 setup: $(VENV)/.ready
 
@@ -64,6 +64,12 @@ bench-memory: setup
 
 bench-soak: $(VENV)/.ready
 	$(BIN)/python -m polylip.perf.soak --out out/bench
+
+bench-live: $(VENV)/.ready
+	$(BIN)/python -m polylip.perf.live --out out/bench
+
+bench-segmentation: $(VENV)/.ready-bench
+	$(BIN)/python -m polylip.perf.segmentation --out out/bench
 
 lock:
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

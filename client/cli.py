@@ -40,6 +40,7 @@ from polylip.client.closing import Policy
 from polylip.client.errors import PolylipError
 from polylip.client.exits import EXIT_INTERRUPTED, EXIT_SERVER, EXIT_UNUSABLE, err, fail, interruptible, say
 from polylip.client.languages_command import languages
+from polylip.client.live.call_command import call
 from polylip.client.live.command import live
 from polylip.client.report import print_summary
 from polylip.client.vad import VadChoice
@@ -64,6 +65,7 @@ app.add_typer(export_app, name="export")
 app.command("fetch")(fetch)
 app.command("languages")(languages)
 app.command("live")(live)
+app.command("call")(call)
 app.command("verify")(verify)
 
 PORTS = {"min": 0, "max": 65535}

@@ -25,6 +25,9 @@ SPLIT_PAUSE_MS = 100  # a pause worth cutting at when a split is forced
 SPLIT_SEARCH_MS = 2000  # without one: the quietest hop of the last two seconds
 
 ASK_SILENCE_MS = 200  # the recogniser is asked here, so that its answer is there when it is needed
+FIRST_PROGRESS_MS = 1000  # of sound: a recogniser takes the level and the colour of a voice from its first piece
+PROGRESS_MS = 500  # between two pieces, while speech goes on: what is left for the question is decoded in 0.2 s
+LAST_PROGRESS_MS = 200  # and where it may have ended just now
 # Least probability of a sentence's end -> silence that closes. Chosen once on a few spoken sentences, not tuned.
 GRADED_WAITS_MS = ((0.9, 300), (0.7, 500), (0.5, 800))
 UNLIKELY_WAIT_MS = 1200  # below all of these
@@ -62,6 +65,7 @@ class Asked(StrEnum):
     PAUSE = "pause"  # the segment so far: is it a sentence?
     SECOND_LOOK = "second_look"  # the words behind a pause
     SPLIT = "split"  # words between which a segment that is too long can be cut
+    PROGRESS = "progress"  # nothing: the segment goes on, and the recogniser may begin with what there is
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Question:
     asked: Asked
     audio: Float32 = field(repr=False)
     audio_start_ms: int
-    pause_start_ms: int  # the pause that it is about; for a split the end of the sound so far
+    pause_start_ms: int  # the pause that it is about; for a split and progress the end of the sound so far
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from polylip.client.pictures import PictureReader
 from polylip.client.results import FaceTrack
 from polylip.client.retry import retrying
 from polylip.client.ring import Box, Face, FrameRing
+from polylip.client.timeline import SPILL_MS
 from polylip.client.trace import Stage, Trace
 from polylip.client.triton import Outputs, Pending, Stream
 from polylip.client.wire import Inputs, SequencePosition, new_sequence_id
@@ -43,6 +44,7 @@ READ_FRAMES = 10  # decoded per visit to the decoding thread
 MAX_KEY_FRAMES = 16  # in a request: the largest batch of `detect`
 MIN_TIMEOUT_S = 0.2  # for the faces of live frames that are nearly due
 TIMEOUT_S = 30.0  # a chunk takes 0.2 s; a loaded server many times that
+BEFORE_MS, AFTER_MS = 400, SPILL_MS  # faces around a turn in a call: a VAD may be late, and a dub end after its segment
 END_TIMEOUT_S = 2.0  # to send the end of a sequence when a job breaks off
 
 
@@ -77,6 +79,11 @@ class _Chunk:
     def lost(self) -> bool:
         """Whether it is already known that no answer comes."""
         return isinstance(self.sent, ServerError) or (self.sent is not None and self.sent.failed)
+
+    def cut_short(self) -> None:
+        """Down to the first key frame: enough to end a sequence."""
+        self.keys, self.key_ms = self.keys[:1], self.key_ms[:1]
+        self.queries = [q for q in self.queries if round(q.time_ms) <= self.key_ms[0]] or self.queries[:1]
 
     def inputs(self) -> Inputs:
         """As the place in its sequence now asks for."""
@@ -140,6 +147,8 @@ class FacesBranch:
         self.cuts = 0
         self.failed_chunks = 0
         self.retries = 0
+        self.requests = 0
+        self.passed = 0  # frames that nobody was asked about, as somebody else had the floor
 
     @property
     def tracks(self) -> list[FaceTrack]:
@@ -238,6 +247,16 @@ class FacesBranch:
         self._shot_keys.extend(zip(chunk.keys, chunk.key_ms, strict=True))
         if self._unanswered and self._unanswered[0].lost:
             await self._settle_oldest()
+        if not await self._pacing.passes(chunk.queries[0].time_ms - AFTER_MS, chunk.queries[-1].time_ms + BEFORE_MS):
+            await self._ask(chunk, end)
+            return
+        if self._sequence:
+            chunk.cut_short()
+            await self._ask(chunk, end=True)
+            count -= len(chunk.queries)
+        await self._pass(count)
+
+    async def _ask(self, chunk: _Chunk, end: bool) -> None:
         chunk.starts, chunk.ends = self._sequence == 0, end
         chunk.sequence = self._sequence or new_sequence_id()
         self._sequence = 0 if end else chunk.sequence
@@ -248,11 +267,19 @@ class FacesBranch:
         if len(self._unanswered) > 1:
             await self._settle_oldest()
 
+    async def _pass(self, frames: int) -> None:
+        """The next ones go out as they came."""
+        while self._unanswered:
+            await self._settle_oldest()
+        self.passed += frames
+        self._ring.settle([()] * frames)
+
     async def _submit(self, chunk: _Chunk, timeout_s: float) -> None:
         position = SequencePosition(chunk.sequence, chunk.starts, chunk.ends)
         chunk.sent_at = time.monotonic()
         try:
             chunk.sent = await self._stream.submit("faces", chunk.inputs(), timeout_s, position)
+            self.requests += 1
         except ServerError as error:
             chunk.sent = error
 

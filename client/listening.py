@@ -13,13 +13,13 @@ from polylip.client.mix import AudioBed, Float32
 from polylip.client.pacing import Pacing
 from polylip.client.pulse import Pulse
 from polylip.client.results import Status
-from polylip.client.segmentation import Items, Segment, Segmenter, SegmenterState
+from polylip.client.segmentation import Items, Question, Segment, Segmenter, SegmenterState
 from polylip.client.speculation import Speculation
 from polylip.client.timeline import Dub, Timeline
 from polylip.client.trace import Trace
 
 READ_S = 0.5  # sound read per visit to the decoding thread
-LIVE_READ_S = 0.1  # as it comes, so that no decision waits for more
+LIVE_READ_S = 0.04  # as it comes, so that no decision waits for more: two hops of the segmenter
 AHEAD_S = 25.0  # of the output: a segment of 10 s, its silence, and the next ones on their way
 
 
@@ -65,24 +65,40 @@ class Listener:
 
     async def run(self, reader: SoundReader, waiting: asyncio.Queue[Dub | None]) -> None:
         """Until the sound ends; None then ends the queue."""
+        try:
+            await self._read(reader, waiting)
+        finally:
+            if self._speculation is not None:
+                await self._speculation.close()
+        await waiting.put(None)
+
+    async def _read(self, reader: SoundReader, waiting: asyncio.Queue[Dub | None]) -> None:
         while (piece := await asyncio.to_thread(reader.read, self._read_s)) is not None:
             native, mono = piece
             self._bed.append(native)
             self._trace.arrived(self._bed.end_ms)
             await self._take(self._segmenter.push(mono), waiting)
             self._note_state()
+            self._go_ahead()
             if not self._pacing.live:
                 await self._pulse.until(lambda: self._bed.end_ms < self._output_ms() + AHEAD_S * 1000)
         await self._take(self._segmenter.flush(), waiting)
         self._note_state()
+        self._pacing.sound_ended()
         self._timeline.advance(float("inf"))
-        await waiting.put(None)
+
+    def _go_ahead(self) -> None:
+        """Have a segment that goes on recognised already, so that its end need not wait for all of it."""
+        if self._speculation is None or not self._speculation.is_free:
+            return
+        if (question := self._segmenter.progress()) is not None and self._may_ask(question):
+            self._speculation.go_ahead(question)
 
     async def _take(self, items: Items, waiting: asyncio.Queue[Dub | None]) -> None:
         for item in items:
             if isinstance(item, Segment):
                 await self._hand_on(item, waiting)
-            elif self._speculation is not None and self._pacing.level < Level.ORIGINAL:
+            elif self._speculation is not None and self._may_ask(item):
                 self._advance()
                 asked_at = time.monotonic()
                 answer = await self._speculation.ask(item)
@@ -102,6 +118,10 @@ class Listener:
     def _advance(self) -> None:
         """What is not in the bed yet must not be written, though it may have been heard in an earlier run."""
         self._timeline.advance(min(self._segmenter.horizon_ms, self._bed.end_ms))
+
+    def _may_ask(self, question: Question) -> bool:
+        now_ms = self._segmenter.heard_ms
+        return self._pacing.level < Level.ORIGINAL and self._pacing.has_floor(question.audio_start_ms, now_ms)
 
     async def _hand_on(self, segment: Segment, waiting: asyncio.Queue[Dub | None]) -> None:
         """A file waits while the queue is full; a live source cannot."""

@@ -28,5 +28,16 @@ class Pacing:
         """How long ago the source was at a time; None where it does not run by itself."""
         return None
 
+    def has_floor(self, start_ms: float, end_ms: float) -> bool:
+        """Whether the server may be asked about these times, as far as is known now: in a call others may speak."""
+        return True
+
+    async def passes(self, start_ms: float, end_ms: float) -> bool:
+        """Whether it may not, once that is known for good: they then go out as they came."""
+        return False
+
+    def sound_ended(self) -> None:
+        """All has been heard."""
+
     def missed(self, pressure: Pressure, detail: str) -> None:
         """Something was not ready in time."""

@@ -62,6 +62,7 @@ class Plan:
     segmentation: Policy
     face: str | None = None  # as in DubOptions
     duration_ms: float | None = None  # None: unknown, or without end
+    incremental: bool = False  # the recogniser gains from pieces that are sent ahead
     newest_ms: Callable[[], float] | None = None  # live: the newest sound that has come
 
 
@@ -91,7 +92,11 @@ class Pipeline:
         speech_line, recogniser_line, faces_line, lips_line = self._lines
         timeout_s = LIVE_TIMEOUT_S if pacing.live else TIMEOUT_S
         self.speculation = Speculation(
-            recogniser_line, plan.wishes.source_language, timeout_s=timeout_s, newest_ms=plan.newest_ms
+            recogniser_line,
+            plan.wishes.source_language,
+            timeout_s=timeout_s,
+            newest_ms=plan.newest_ms,
+            incremental=plan.incremental,
         )
         self.renderer = Renderer(
             info,
@@ -132,7 +137,7 @@ class Pipeline:
 
     async def run(self, source: Source) -> None:
         """Until picture and sound have been written to their end. The first cause of a failure is raised."""
-        with _unwrapped():
+        with first_cause():
             async with AsyncExitStack() as open_lines, asyncio.TaskGroup() as group:
                 for line in self._lines:
                     await open_lines.enter_async_context(line)
@@ -188,7 +193,7 @@ class Pipeline:
 
 
 @contextlib.contextmanager
-def _unwrapped() -> Iterator[None]:
+def first_cause() -> Iterator[None]:
     """Task groups wrap what went wrong in groups; the caller wants the first cause."""
     try:
         yield

@@ -18,7 +18,7 @@ class Status(StrEnum):
     UNSUPPORTED = "unsupported"  # no engine there can do its language: the original sound passes
     ERROR = "error"  # the server failed: the original sound passes
     CAPTIONED = "captioned"  # live: the server was too slow for a voice, the original passes with a caption
-    PASSED = "passed"  # live: the server was too slow for anything, it was not asked
+    PASSED = "passed"  # live: the server was not asked: it was too slow, or somebody else had the floor
 
 
 class VoiceUsed(StrEnum):

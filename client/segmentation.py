@@ -16,9 +16,12 @@ import numpy.typing as npt
 from polylip.client.boundary import BoundaryScorer, boundary_scorer
 from polylip.client.closing import (
     ASK_SILENCE_MS,
+    FIRST_PROGRESS_MS,
     GRADED_WAITS_MS,
+    LAST_PROGRESS_MS,
     MAX_SEGMENT_MS,
     MIN_SEGMENT_MS,
+    PROGRESS_MS,
     SHORT_SILENCE_MS,
     SILENCE_MS,
     SPLIT_SEARCH_MS,
@@ -33,7 +36,7 @@ from polylip.client.closing import (
     wait_ms,
     word_gaps,
 )
-from polylip.client.vad import HOP, HOP_MS, SPEECH_RATE_HZ, EnergyVad, Vad
+from polylip.client.vad import HOP, HOP_MS, SPEECH_RATE_HZ, EnergyVad, LastingVad, Vad
 
 __all__ = [
     "HOP",
@@ -144,6 +147,7 @@ class Segmenter:
         self._ended = 0  # hop behind the last closed segment
         self._audio_end = 0  # and behind its audio
         self._questions = 0
+        self._shown = 0  # hop behind what `progress` gave last
         self._answer: Answer | None = None
 
     @property
@@ -162,7 +166,7 @@ class Segmenter:
         if opened is not None:
             opened = replace(opened, speech=list(opened.speech), known=dict(opened.known))
         return SegmenterState(
-            self._vad.state(),
+            self._lasting_vad.state(),
             self._rest,
             self._buffer,
             self._base,
@@ -177,10 +181,16 @@ class Segmenter:
 
     def restore(self, state: SegmenterState) -> None:
         """Go on where another one was, with a VAD of the same kind."""
-        self._vad.restore(state.vad)
+        self._lasting_vad.restore(state.vad)
         self._rest, self._buffer, self._base = state.rest, state.buffer, state.base
         self._hops, self._run, self._open, self._count = state.hops, state.run, state.open, state.count
         self._ended, self._audio_end, self._questions = state.ended, state.audio_end, state.questions
+
+    @property
+    def _lasting_vad(self) -> LastingVad:
+        if not isinstance(self._vad, LastingVad):
+            raise TypeError(f"{type(self._vad).__name__} has no state to go on from")
+        return self._vad
 
     def push(self, audio: Float32) -> Items:
         """Add float32 (samples,); yields the segments that this closes, and questions."""
@@ -196,6 +206,21 @@ class Segmenter:
         """What the recogniser says to the question that was yielded last; None: it cannot say."""
         if question.id == self._questions:
             self._answer = answer
+
+    def progress(self) -> Question | None:
+        """The open segment so far, where speech has gone on since the last time; not to be answered.
+
+        It is what the next question about a pause begins with.
+        """
+        opened = self._open
+        if opened is None or (self._hops - self._audio_start()) * HOP_MS < FIRST_PROGRESS_MS:
+            return None
+        silence_ms = (self._hops - 1 - opened.last) * HOP_MS
+        least_ms = LAST_PROGRESS_MS if silence_ms else PROGRESS_MS
+        if silence_ms >= ASK_SILENCE_MS or (self._hops - max(self._shown, self._audio_start())) * HOP_MS < least_ms:
+            return None
+        self._shown, start = self._hops, self._audio_start()
+        return Question(0, Asked.PROGRESS, self._sound(start, self._hops), start * HOP_MS, self.heard_ms)
 
     def flush(self) -> Items:
         """The end of the sound: close what is open."""

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from polylip.client.closing import Answer, Question, Word
 from polylip.client.errors import ServerError
 from polylip.client.triton import Outputs
@@ -44,6 +46,7 @@ class SpeculationCounts:
     skipped: int = 0  # not sent: too far behind, or shortly after a failure
     audio_ms: int = 0  # sent
     wall_ms: float = 0.0  # waited for answers
+    ahead: int = 0  # pieces of segments that went on, sent so that the recogniser could begin
 
 
 class Speculation:
@@ -56,13 +59,20 @@ class Speculation:
         *,
         timeout_s: float = TIMEOUT_S,
         newest_ms: Callable[[], float] | None = None,
+        incremental: bool = False,
     ) -> None:
-        """`newest_ms` says how much sound has come, where it comes by itself (live); a file waits."""
+        """`newest_ms` says how much sound has come, where it comes by itself (live); a file waits.
+
+        `incremental`: the recogniser goes on where the sound of a request begins with that of the one before.
+        """
         self._recogniser = recogniser
         self._source_language = source_language
         self._timeout_s = timeout_s
         self._newest_ms = newest_ms
+        self._incremental = incremental
         self._resting_until = 0.0  # monotonic time
+        self._ahead: asyncio.Task[None] | None = None  # ended and awaited in `close`
+        self._ahead_resting_until = 0.0
         self.counts = SpeculationCounts()
 
     async def ask(self, question: Question) -> Answer | None:
@@ -73,10 +83,9 @@ class Speculation:
             return None
         self.counts.asked += 1
         self.counts.audio_ms += _length_ms(question)
-        inputs = rows({"AUDIO": question.audio, "SOURCE_LANGUAGE": self._source_language})
         try:
             async with asyncio.timeout(self._timeout_s + SPARE_S):
-                heard = row(await self._recogniser.call("transcribe", inputs, self._timeout_s))
+                heard = row(await self._recogniser.call("transcribe", self._inputs(question), self._timeout_s))
         except (ServerError, TimeoutError):
             heard = {}
         answered_at = time.monotonic()
@@ -86,6 +95,35 @@ class Speculation:
             self._resting_until = answered_at + REST_S
             return None
         return _answer(heard, question.audio_start_ms)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether `go_ahead` is of use now: one piece at a time, and none shortly after a failure."""
+        rested = time.monotonic() >= max(self._resting_until, self._ahead_resting_until)
+        return self._incremental and rested and (self._ahead is None or self._ahead.done())
+
+    def go_ahead(self, question: Question) -> None:
+        """Have the recogniser begin with a segment that goes on; nobody waits for what it says."""
+        if self.is_free and not self._behind(question):
+            self.counts.ahead += 1
+            self._ahead = asyncio.create_task(self._begin(question))
+
+    async def close(self) -> None:
+        """Leave what is under way."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+            await asyncio.gather(self._ahead, return_exceptions=True)
+
+    async def _begin(self, question: Question) -> None:
+        inputs = {**self._inputs(question), **rows({"MORE": np.array([True])})}
+        try:
+            async with asyncio.timeout(self._timeout_s + SPARE_S):
+                await self._recogniser.call("transcribe", inputs, self._timeout_s)
+        except (ServerError, TimeoutError):
+            self._ahead_resting_until = time.monotonic() + REST_S
+
+    def _inputs(self, question: Question) -> Inputs:
+        return rows({"AUDIO": question.audio, "SOURCE_LANGUAGE": self._source_language})
 
     def _behind(self, question: Question) -> bool:
         heard_ms = question.audio_start_ms + _length_ms(question)

@@ -96,6 +96,7 @@ class SpeechBranch:
             keeps_state=journal is not None,
         )
         self._room = asyncio.Semaphore(IN_FLIGHT)
+        self._sending: dict[str, asyncio.Timeout] = {}  # by segment: a server that is away may be waited for
         self.retries = 0
         self.detected_language = wishes.source_language
 
@@ -103,15 +104,23 @@ class SpeechBranch:
         """Until the sound ends and every segment has ended."""
         waiting: asyncio.Queue[Dub | None] = asyncio.Queue(WAITING_SEGMENTS)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._dispatch(waiting))
-            for dub in [dub for dub in self._timeline.active if not dub.ended]:  # of an earlier run
-                await waiting.put(dub)
-            await self._listener.run(reader, waiting)
+            listening = group.create_task(self._listen(reader, waiting))
+            dispatching = group.create_task(self._dispatch(waiting))
+            await self._pulse.until(lambda: self._timeline.complete)
+            for task in (listening, dispatching):
+                task.cancel()  # they can only wait for answers to segments that were given up
+
+    async def _listen(self, reader: SoundReader, waiting: asyncio.Queue[Dub | None]) -> None:
+        for dub in [dub for dub in self._timeline.active if not dub.ended]:  # of an earlier run
+            await waiting.put(dub)
+        await self._listener.run(reader, waiting)
 
     def give_up(self, dub: Dub, status: Status, message: str) -> None:
         """End a segment whose time has passed. What the server still says of it is read and dropped."""
         if not dub.ended:
             self._timeline.end(dub, status, message)
+            if (sending := self._sending.get(dub.segment.id)) is not None:
+                sending.reschedule(asyncio.get_running_loop().time())
 
     def state(self) -> SpeechState | None:
         """To go on from; None before anything was heard, or where nothing is kept."""
@@ -156,11 +165,14 @@ class SpeechBranch:
 
     async def _work_on(self, dub: Dub) -> None:
         """As much as the server is fast enough for."""
-        level = self._pacing.level
         try:
+            passes = await self._pacing.passes(dub.segment.start_ms, dub.segment.end_ms)
+            level = self._pacing.level
             if dub.ended:  # given up while it waited
                 return
-            if level is Level.ORIGINAL:
+            if passes:
+                self.give_up(dub, Status.PASSED, "somebody else had the floor")
+            elif level is Level.ORIGINAL:
                 self.give_up(dub, Status.PASSED, "the server was too slow to be asked")
             elif level is Level.CAPTIONS and self._captioner is not None:
                 await self._caption(dub, self._captioner)
@@ -236,14 +248,26 @@ class SpeechBranch:
         if dub.ended:  # given up: not worth another try
             return None
         sent_at = time.monotonic()
-        left_s = asked.deadline - asyncio.get_running_loop().time()
-        pending = await self._stream.submit("speech", asked.inputs, left_s)
+        pending = await self._send(dub, asked)
+        if pending is None:
+            return None
         try:
             return await self._receive(dub, asked, pending)
         finally:
             if pending.last_at:
                 self._trace.span(dub.segment.id, Stage.TRANSLATE_SPEAK, sent_at, pending.first_at)
                 self._trace.span(dub.segment.id, Stage.SPEAK, pending.first_at, pending.last_at)
+
+    async def _send(self, dub: Dub, asked: _Asked) -> Pending | None:
+        """None when the segment was given up before the server took its request."""
+        left_s = asked.deadline - asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(None) as self._sending[dub.segment.id]:
+                return await self._stream.submit("speech", asked.inputs, left_s)
+        except TimeoutError:
+            return None
+        finally:
+            del self._sending[dub.segment.id]
 
     def _count_retry(self) -> None:
         self.retries += 1

@@ -167,8 +167,8 @@ class Timeline:
         return int(fill), int(limit)
 
     def previous_ended(self, dub: Dub) -> bool:
-        """Whether every segment before this one has ended, so that this one can be placed."""
-        return all(other.ended for other in self._active[: self._active.index(dub)])
+        """Whether every segment before this one has ended, so that this one can be placed; or it has ended itself."""
+        return dub.ended or all(other.ended for other in self._active[: self._active.index(dub)])
 
     def place(self, dub: Dub) -> bool:
         """Fix the start; False when it would be too late. Call only after `previous_ended`."""

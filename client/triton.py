@@ -93,12 +93,16 @@ class TritonClient:
         await self._channel.close()
 
     async def engine(self, model: str) -> str:
-        """The `engine` parameter of the model's config; empty where it has none. Raises ServerError."""
+        """The engine that a model runs. Raises ServerError."""
+        return await self.parameter(model, "engine")
+
+    async def parameter(self, model: str, name: str) -> str:
+        """A parameter of the model's config; empty where it has none. Raises ServerError."""
         try:
             answer = await self._unary("ModelConfig", service_pb2.ModelConfigRequest(name=model))
         except grpc.RpcError as error:
             raise ServerError(f"{model}: {error.details()}", error_code(error.code(), error.details())) from None
-        return str(answer.config.parameters["engine"].string_value)
+        return str(answer.config.parameters[name].string_value)
 
     def stream(self) -> TritonStream:
         """A new bidirectional stream. Use as an async context manager."""

@@ -6,7 +6,7 @@ from collections import deque
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,11 @@ class Vad(Protocol):
     def hop(self, samples: Float32) -> int:
         """Judge float32 (HOP,): how many of the newest hops are speech. 0: not this one; more than 1: noticed late."""
         ...
+
+
+@runtime_checkable
+class LastingVad(Vad, Protocol):
+    """One that another process can go on with."""
 
     def state(self) -> dict[str, Any]:
         """All that the next judgement depends on, as numbers, lists and arrays."""

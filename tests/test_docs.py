@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from polylip.perf import networks, picture, soak, speech
+from polylip.perf import networks, picture, segmentation_report, soak, speech
 from polylip.perf.bench import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +80,11 @@ def test_the_tables_of_the_speech_line_are_those_of_the_committed_results():
     results, page = ROOT / "perf" / "results", (ROOT / "docs" / "speech.md").read_text()
     assert speech.markdown(json.loads((results / "speech_cpu.json").read_text())) in page
     assert soak.markdown(json.loads((results / "soak_lite.json").read_text())) in page
+
+
+def test_the_segmentation_table_of_the_readme_is_that_of_the_committed_result():
+    result = json.loads((ROOT / "perf" / "results" / "segmentation.json").read_text())
+    assert segmentation_report.short_table(result) in (ROOT / "README.md").read_text()
 
 
 def _code(page: Path) -> str:

@@ -17,6 +17,7 @@ from polylip.client.job import DubOptions, DubResult, Progress, dub
 from polylip.client.media_in import AudioReader, MediaInfo, probe_media
 from polylip.client.results import Report, Status
 from polylip.client.timeline import RAMP_MS
+from polylip.client.vad import VadChoice
 from polylip.perf.demo_clip import SENTENCES
 from polylip.serving.launcher import Server
 
@@ -213,7 +214,7 @@ async def test_two_jobs_at_once_do_not_mix(demo: Dubbed, demo_clip: Path, server
     other = make_clip(tmp_path / "noise.mp4", seconds=6, sound=noise(6))
     jobs = [
         dub(DubOptions(demo_clip, tmp_path / "a" / "o.mp4", "es", url=server.url)),
-        dub(DubOptions(other, tmp_path / "b" / "o.mp4", "es", url=server.url)),
+        dub(DubOptions(other, tmp_path / "b" / "o.mp4", "es", url=server.url, vad=VadChoice.ENERGY)),
         dub(DubOptions(demo_clip, tmp_path / "c" / "o.mp4", "es", url=server.url)),
     ]
     first, noisy, second = [result.report for result in await asyncio.gather(*jobs)]

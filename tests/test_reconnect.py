@@ -43,7 +43,8 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tritonserver(server: Server) -> psutil.Process:
-    [process] = psutil.Process(server.guard_pid).children()
+    children = psutil.Process(server.guard_pid).children()  # what a killed stub has left may be among them for a moment
+    [process] = [child for child in children if child.name() == "tritonserver"]
     return process
 
 

@@ -108,6 +108,11 @@ def live(
 
 async def _until_interrupted(options: LiveOptions, shown: StatusDisplay) -> LiveReport:
     """The first Ctrl-C or SIGTERM ends the source, the second one the job."""
+    return await run_live(options, shown.show, stop_on_interrupt())
+
+
+def stop_on_interrupt() -> asyncio.Event:
+    """Set by the first Ctrl-C or SIGTERM; the second one cancels the task that asks for it here."""
     stop, loop, task = asyncio.Event(), asyncio.get_running_loop(), asyncio.current_task()
 
     def interrupted() -> None:
@@ -117,7 +122,7 @@ async def _until_interrupted(options: LiveOptions, shown: StatusDisplay) -> Live
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
-    return await run_live(options, shown.show, stop)
+    return stop
 
 
 def print_summary(report: LiveReport, console: Console) -> None:

@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 
 from polylip.client.errors import InputError
 from polylip.client.ladder import Ladder
+from polylip.client.live.floor import Seat
 from polylip.client.live.options import LiveOptions, check_live_options
 from polylip.client.live.playout import Keeper, Playout
 from polylip.client.live.report import LagMeter, LiveReport, spread, status_counts
@@ -24,7 +26,7 @@ from polylip.client.live.status import LiveStatus
 from polylip.client.marking import container_tags
 from polylip.client.media_out import output_channels, output_sample_rate
 from polylip.client.options import check_languages
-from polylip.client.pipeline import ENGINE_MODELS, Pipeline, Plan
+from polylip.client.pipeline import ENGINE_MODELS, Pipeline, Plan, first_cause
 from polylip.client.results import SegmentResult, Status
 from polylip.client.segmentation import Segmenter
 from polylip.client.server import running_client
@@ -47,15 +49,36 @@ async def live(
     check_live_options(options)
     async with running_client(options.server, lambda stage: on_status(LiveStatus(stage))) as client:
         await check_languages(client, options.wishes)
-        engines = {model: await client.engine(model) for model in ENGINE_MODELS}  # now: later it may be lost
+        engines = await served_engines(client)
         on_status(LiveStatus("waiting for the source"))
-        source = LiveSource(options.source, paced=_paced(options), listen=options.listen, sound=options.sound_device)
         stop = stop or asyncio.Event()
-        try:
-            await _started(source, stop)
+        async with running_source(options, stop) as source:
             return await LiveJob(options, client, source, engines).run(on_status, stop)
-        finally:
-            await asyncio.to_thread(source.close)
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What the server runs; asked for at the start, as it may be lost later."""
+
+    names: dict[str, str]  # by model
+    incremental: bool  # the recogniser gains from sound that is sent ahead
+
+
+async def served_engines(client: TritonClient) -> Engines:
+    """Raises ServerError."""
+    names = {model: await client.engine(model) for model in ENGINE_MODELS}
+    return Engines(names, await client.parameter("transcribe", "incremental") == "true")
+
+
+@contextlib.asynccontextmanager
+async def running_source(options: LiveOptions, stop: asyncio.Event) -> AsyncIterator[LiveSource]:
+    """The job's source, once something comes from it. Raises InputError."""
+    source = LiveSource(options.source, paced=_paced(options), listen=options.listen, sound=options.sound_device)
+    try:
+        await _started(source, stop)
+        yield source
+    finally:
+        await asyncio.to_thread(source.close)
 
 
 async def _started(source: LiveSource, stop: asyncio.Event) -> None:
@@ -93,13 +116,22 @@ class _Readers:
 class LiveJob:
     """One source that runs, until it ends."""
 
-    def __init__(self, options: LiveOptions, client: TritonClient, source: LiveSource, engines: dict[str, str]) -> None:
+    def __init__(
+        self,
+        options: LiveOptions,
+        client: TritonClient,
+        source: LiveSource,
+        engines: Engines,
+        seat: Seat | None = None,
+    ) -> None:
+        """`seat`: its place in a call."""
         self._options = options
         self._client = client
         self._source = source
         self._engines = engines
         self.ladder = Ladder()
-        self.playout = Playout(lambda: source.origin_s, options.delay_s, self.ladder)
+        self.playout = Playout(lambda: source.origin_s, options.delay_s, self.ladder, seat=seat)
+        vad = make_vad(options.vad) if seat is None else seat.overhears(make_vad(options.vad))
         generative = options.server.profile != "lite" or options.server.url is not None
         tags = container_tags(options.wishes.target_language, generative=generative) if options.mark else {}
         self.sink = LiveSink(
@@ -114,9 +146,10 @@ class LiveJob:
         plan = Plan(
             source.info,
             options.wishes,
-            Segmenter(make_vad(options.vad), options.segmentation, options.max_segment_ms),
+            Segmenter(vad, options.segmentation, options.max_segment_ms),
             options.segmentation,
             options.face,
+            incremental=engines.incremental,
             newest_ms=lambda: source.newest_ms,
         )
         self.pipeline = Pipeline(client, plan, self.sink, pacing=self.playout)
@@ -126,19 +159,17 @@ class LiveJob:
         """Until picture and sound have left. Raises InputError when the output cannot be written any more."""
         parts = self.pipeline
         keeper = Keeper(self.playout, parts.timeline, parts.ring, parts.speech.give_up, lambda: parts.faces.is_asking)
-        started_s = time.monotonic()
         try:
-            async with asyncio.TaskGroup() as group:
-                helpers = [
-                    group.create_task(keeper.run()),
-                    group.create_task(self._watch(on_status)),
-                    group.create_task(self._end_source(stop, started_s)),
-                ]
-                await self.pipeline.run(_Readers(self._source))
-                for helper in helpers[:1] + helpers[2:]:
-                    helper.cancel()
-                await asyncio.to_thread(self.sink.close)
-                helpers[1].cancel()
+            with first_cause():
+                async with asyncio.TaskGroup() as group:
+                    keeping = group.create_task(keeper.run())
+                    watching = group.create_task(self._watch(on_status))
+                    ending = group.create_task(self._end_source(stop, time.monotonic()))
+                    await self.pipeline.run(_Readers(self._source))
+                    keeping.cancel()
+                    ending.cancel()
+                    await asyncio.to_thread(self.sink.close)
+                    watching.cancel()
         finally:
             await asyncio.to_thread(self.sink.discard)
         return self._report()
@@ -205,7 +236,7 @@ class LiveJob:
             statuses=status_counts(segments),
             ladder=[step.to_dict() for step in self.ladder.steps],
             counters=self._counters(),
-            engines=self._engines,
+            engines=self._engines.names,
             versions={
                 "polylip": version("polylip"),
                 "python": platform.python_version(),
@@ -233,6 +264,7 @@ class LiveJob:
             "server_reconnects": pipeline.reopened,
             "retries": pipeline.retries,
             "recogniser_questions": pipeline.speculation.counts.asked,
+            "recogniser_pieces_ahead": pipeline.speculation.counts.ahead,
             "recogniser_questions_failed": pipeline.speculation.counts.failed,
             "recogniser_questions_skipped": pipeline.speculation.counts.skipped,
         }

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from polylip.client.ladder import Ladder, Level, Pressure
+from polylip.client.live.floor import Seat
 from polylip.client.pacing import Pacing
 from polylip.client.results import Status
 from polylip.client.ring import FrameRing
@@ -20,12 +21,19 @@ class Playout(Pacing):
     """Media time t leaves at `origin_s() + t + delay_s` of the monotonic clock."""
 
     def __init__(
-        self, origin_s: Callable[[], float], delay_s: float, ladder: Ladder, clock: Callable[[], float] = time.monotonic
+        self,
+        origin_s: Callable[[], float],
+        delay_s: float,
+        ladder: Ladder,
+        clock: Callable[[], float] = time.monotonic,
+        seat: Seat | None = None,
     ) -> None:
+        """`seat`: of a participant in a call."""
         self._origin_s = origin_s
         self.delay_s = delay_s
         self.ladder = ladder
         self._clock = clock
+        self._seat = seat
 
     @property
     def live(self) -> bool:
@@ -50,6 +58,16 @@ class Playout(Pacing):
 
     def since_ms(self, time_ms: float) -> float:
         return self.now_ms - time_ms
+
+    def has_floor(self, start_ms: float, end_ms: float) -> bool:
+        return self._seat is None or self._seat.has_floor(start_ms, end_ms)
+
+    async def passes(self, start_ms: float, end_ms: float) -> bool:
+        return self._seat is not None and await self._seat.passes(start_ms, end_ms)
+
+    def sound_ended(self) -> None:
+        if self._seat is not None:
+            self._seat.leave()
 
     def missed(self, pressure: Pressure, detail: str) -> None:
         self.ladder.press(pressure, detail)

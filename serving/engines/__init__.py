@@ -43,6 +43,7 @@ class Utterance:
     language: str  # ISO 639-1 or "auto"
     context: str = ""  # the words before it
     cancelled: Cancelled = never
+    more: bool = False  # the same sound comes again, longer: what is heard so far will do
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
 from collections.abc import Sequence
 
 from polylip.serving.engines import Parameters, Passage, Translation
+from polylip.serving.engines.apertium_line import ENVIRONMENT, ApertiumLine
 from polylip.serving.errors import EngineError, UnsupportedError
 from polylip.serving.languages import unsupported_pair
+
+log = logging.getLogger(__name__)
 
 # ISO 639-1 to the ISO 639-3 codes in apertium's mode names; the languages of Debian's apertium pairs.
 ISO_639_3 = {
@@ -21,14 +25,15 @@ ISO_639_3 = {
 }  # fmt: skip
 ISO_639_1 = {three: two for two, three in ISO_639_3.items()}
 REMEDY = "polylip languages (which says what can be installed)"
-TIMEOUT_S = 20.0  # a segment takes 0.1 s; a hung pipeline must not hold the stream
+TIMEOUT_S = 20.0  # a segment takes 0.2 s; a hung pipeline must not hold the stream
 
 
 class Apertium:
-    """One process per segment: 0.1 s, no state that a bad text could spoil, the text on standard input."""
+    """A pair's programs stay between segments: 0.01 s each. One that breaks is left, and its text starts all anew."""
 
     def __init__(self, parameters: Parameters, version_dir: str) -> None:
         self._modes = installed_modes()
+        self._lines: dict[str, ApertiumLine] = {}  # by mode, from the first text on
 
     def translate(self, passages: Sequence[Passage]) -> list[Translation]:
         if any(passage.glossary for passage in passages):
@@ -41,7 +46,18 @@ class Apertium:
             raise UnsupportedError(unsupported_pair("apertium", source, target, self._modes, REMEDY))
         if not text.strip():
             return ""
-        return _tidy(_run(["apertium", "-u", mode], text))
+        return _tidy(self._through_line(mode, text))
+
+    def _through_line(self, mode: str, text: str) -> str:
+        try:
+            if mode not in self._lines:
+                self._lines[mode] = ApertiumLine(mode)
+            return self._lines[mode].translate(text)
+        except EngineError as error:
+            log.warning("%s; one process per text instead, once", error)
+            if mode in self._lines:
+                self._lines.pop(mode).close()
+            return _run(["apertium", "-u", mode], text)
 
 
 def installed_modes() -> dict[tuple[str, str], str]:
@@ -61,7 +77,7 @@ def _run(command: list[str], text: str) -> str:
             input=text,
             capture_output=True,
             encoding="utf-8",
-            env={**os.environ, "LC_ALL": "C.UTF-8"},  # the tools read and write in the encoding of the locale
+            env={**os.environ, **ENVIRONMENT},
             timeout=TIMEOUT_S,
             check=False,
         )

@@ -30,6 +30,7 @@ def _read(request):
         adapter.text(request, "SOURCE_LANGUAGE"),
         adapter.text(request, "CONTEXT"),
         request.is_cancelled,
+        adapter.flag(request, "MORE"),
     )
     return utterance, known
 

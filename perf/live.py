@@ -1,0 +1,194 @@
+"""A live run of minutes: camera -> `live` -> player over loopback, in real time.
+
+`python -m polylip.perf.live --minutes 5 --out out/bench` writes live.json and prints its table: whether the delay
+grows, whether memory does, how far apart sound and picture are, and how soon the first new lips follow a segment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polylip.client.live.job import live
+from polylip.client.live.options import DELAY_S, LiveOptions
+from polylip.client.live.report import LiveReport
+from polylip.client.live.status import LiveStatus
+from polylip.client.server import ServerChoice
+from polylip.client.wishes import SpeechWishes
+from polylip.perf.demo_clip import make_demo_clip
+from polylip.perf.machine import machine
+from polylip.perf.steadiness import Watch
+from polylip.serving.launcher import Server, ServerOptions, running_server
+
+CLIP_S = 60.0  # of the clip that the camera repeats: all twelve sentences
+SAMPLE_S = 2.0  # between two looks at the memory
+WARM_UP_S = 30.0  # before the first: buffers of the delay fill
+TARGETS = {"first_frame_p50_ms": 1000, "av_offset_p99_ms": 40}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--delay", type=float, default=DELAY_S, help="seconds from source to output")
+    parser.add_argument("--profile", default="lite")
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        clip = make_demo_clip(Path(folder) / "camera.mp4", seconds=min(CLIP_S, arguments.minutes * 60))
+        with running_server(ServerOptions(profile=arguments.profile)) as server:
+            result = run(server, clip, Path(folder), arguments.minutes, arguments.delay)
+    result |= {"profile": arguments.profile, "machine": machine()}
+    (arguments.out / "live.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(markdown(result))
+
+
+def run(server: Server, clip: Path, folder: Path, minutes: float, delay_s: float) -> dict[str, Any]:
+    """One live run of a clip that repeats."""
+    source, sink = (f"tcp://127.0.0.1:{_free_port()}" for _ in range(2))
+    packets = folder / "player.jsonl"
+    ends = [
+        _end("camera", str(clip), source, str(minutes * 60)),
+        _end("player", f"{sink}?listen=1", str(packets)),
+    ]
+    try:
+        report, watch = asyncio.run(_live(server, source, sink, delay_s))
+    finally:
+        for process in ends:
+            process.terminate()
+            process.wait()
+    return summary(report, watch, [json.loads(line) for line in packets.read_text(encoding="utf-8").splitlines()])
+
+
+def _end(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "polylip.perf.live_ends", *arguments])
+
+
+async def _live(server: Server, source: str, sink: str, delay_s: float) -> tuple[LiveReport, Watch]:
+    options = LiveOptions(
+        source,
+        sink,
+        SpeechWishes("en", "es"),
+        ServerChoice(server.url),
+        delay_s=delay_s,
+        listen=True,
+        sink_format="mpegts",
+    )
+    watch = Watch(server)
+    sampler = asyncio.create_task(_sample(watch))
+    try:
+        report = await live(options, _print_status())
+    finally:
+        sampler.cancel()
+    return report, watch
+
+
+async def _sample(watch: Watch) -> None:
+    await asyncio.sleep(WARM_UP_S)
+    while True:
+        await asyncio.to_thread(watch.sample)
+        await asyncio.sleep(SAMPLE_S)
+
+
+def _print_status() -> Any:
+    seen = [0.0]
+
+    def show(status: LiveStatus) -> None:
+        if status.media_s - seen[0] >= 10:
+            seen[0] = status.media_s
+            print(status.line().plain, file=sys.stderr, flush=True)
+
+    return show
+
+
+def summary(report: LiveReport, watch: Watch, packets: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures that matter, each with what it is measured by."""
+    pictures = [(p["time_s"], p["arrived_s"]) for p in packets if p["stream"] == "video"]
+    times, arrivals = np.array(pictures).T if len(pictures) > 1 else (np.zeros(2), np.zeros(2))
+    lateness_ms = (arrivals - times) * 1000
+    lateness_ms = lateness_ms - np.median(lateness_ms)
+    minutes = (arrivals - arrivals[0]) / 60
+    after_closing = [s.latency_ms.first_frame for s in report.segments if s.latency_ms.first_frame is not None]
+    return {
+        "duration_s": round(report.duration_s, 1),
+        "delay_s": report.delay_s,
+        "segments": len(report.segments),
+        "statuses": report.statuses,
+        "ladder": report.ladder,
+        "counters": report.counters,
+        "lag": report.lag,
+        "player": {
+            "pictures": len(pictures),
+            "slope_ms_per_min": float(np.polyfit(minutes, lateness_ms, 1)[0]) if len(pictures) > 2 else 0.0,
+            "p99_ms": float(np.percentile(np.abs(lateness_ms), 99)),
+            "longest_gap_ms": float(np.diff(arrivals).max() * 1000),
+        },
+        "first_frame_after_last_word_ms": report.first_frame_ms,
+        "first_frame_after_closing_ms": {
+            "p50": float(np.percentile(after_closing, 50)) if after_closing else None,
+            "p90": float(np.percentile(after_closing, 90)) if after_closing else None,
+        },
+        "av_offset_ms": report.av_offset_ms,
+        "memory": watch.verdict() if len(watch.times_s) >= 9 else None,
+        "regions": [asdict(region) for region in watch.regions[-1:]],
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The run as a table."""
+    ends = ", ".join(f"{count} {status}" for status, count in result["statuses"].items())
+    lag, player, memory = result["lag"], result["player"], result["memory"]
+    first, closing = result["first_frame_after_last_word_ms"], result["first_frame_after_closing_ms"]
+    rows = [
+        ("segments", ends, ""),
+        ("lag of the output, p99, slope", f"{lag['p99_ms']:.0f} ms, {lag['slope_ms_per_min']:+.2f} ms per minute", "0"),
+        (
+            "the player's view: slope, longest gap",
+            f"{player['slope_ms_per_min']:+.2f} ms per minute, {player['longest_gap_ms']:.0f} ms",
+            "0",
+        ),
+        ("sound against picture, p99 of segments", f"{result['av_offset_ms']['p99']:.0f} ms", "40 ms"),
+        ("last word to first new lips ready, p50, p90", f"{first['p50']:.0f}, {first['p90']:.0f} ms", "p50 1000 ms"),
+        ("segment closed to first new lips ready, p50, p90", f"{closing['p50']:.0f}, {closing['p90']:.0f} ms", ""),
+        ("steps of the ladder", str(len(result["ladder"])), "0"),
+    ]
+    if memory is not None:
+        rows += [
+            (
+                f"memory of `{name}`",
+                f"{process['start_mib']}, {process['end_mib']} MiB",
+                "flat" if process["flat"] else "grows",
+            )
+            for name, process in memory["processes"].items()
+        ]
+    seconds, delay_s = result["duration_s"], result["delay_s"]
+    lines = [
+        f"Profile `{result['profile']}` (stand-ins), {seconds:.0f} s in real time, delay {delay_s:g} s:",
+        "",
+        "| | measured | asked or judged |",
+        "|---|---|---|",
+        *(f"| {name} | {value} | {target} |" for name, value, target in rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()
