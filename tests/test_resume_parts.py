@@ -122,7 +122,8 @@ def test_every_output_has_a_folder_of_its_own(tmp_path: Path):
 
 
 def options(tmp_path: Path, **more: bool) -> DubOptions:
-    (tmp_path / "talk.mp4").write_bytes(b"anything")
+    if not (tmp_path / "talk.mp4").exists():
+        (tmp_path / "talk.mp4").write_bytes(b"anything")
     return DubOptions(tmp_path / "talk.mp4", tmp_path / "out.mp4", "es", **more)
 
 
