@@ -163,16 +163,17 @@ class MediaWriter:
                 with refused_by_the_disk(self._path):
                     self._container.mux(self._encoders.video.encode())
 
-    def finish(self, path: Path) -> None:
-        """Complete the file and move it to `path`; nothing after `discard`, as when the job was cancelled meanwhile."""
+    def finish(self, path: Path) -> bool:
+        """Complete the file and move it to `path`; False after `discard`, as when the job was cancelled meanwhile."""
         self.end_pictures()
         with self._busy, refused_by_the_disk(self._path):
             if self._closed:
-                return
+                return False
             self._container.mux(self._encoders.audio.encode())
             self._container.close()
             self._closed = True
             os.replace(self._temporary, path)
+            return True
 
     def discard(self) -> None:
         """Leave nothing behind. Safe after `finish`."""

@@ -114,8 +114,8 @@ class PartsWriter:
                 return
         for piece in sound:
             self._final.write([], piece)
-        self._final.finish(path)
-        self._workplace.done = path == self._path  # what the server failed to dub can still be dubbed
+        is_there = self._final.finish(path)
+        self._workplace.done = is_there and path == self._path  # what the server failed to dub can still be dubbed
 
     def discard(self) -> None:
         """Leave nothing behind but what a job can go on from. Safe after `finish`."""
