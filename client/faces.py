@@ -24,6 +24,7 @@ from polylip.client.error_codes import ErrorCode
 from polylip.client.errors import ServerError
 from polylip.client.face_book import FaceBook, FaceEntry
 from polylip.client.key_frames import KeyFrames
+from polylip.client.ladder import Level
 from polylip.client.media_in import MediaInfo
 from polylip.client.pacing import Pacing
 from polylip.client.pictures import PictureReader
@@ -157,8 +158,8 @@ class FacesBranch:
 
     @property
     def is_asking(self) -> bool:
-        """Whether an answer is waited for."""
-        return bool(self._unanswered)
+        """Whether the server still owes an answer."""
+        return any(isinstance(chunk.sent, Pending) and not chunk.sent.last_at for chunk in self._unanswered)
 
     async def run(self, reader: PictureReader) -> None:
         """Read the picture to its end."""
@@ -247,7 +248,8 @@ class FacesBranch:
         self._shot_keys.extend(zip(chunk.keys, chunk.key_ms, strict=True))
         if self._unanswered and self._unanswered[0].lost:
             await self._settle_oldest()
-        if not await self._pacing.passes(chunk.queries[0].time_ms - AFTER_MS, chunk.queries[-1].time_ms + BEFORE_MS):
+        start_ms, end_ms = chunk.queries[0].time_ms - AFTER_MS, chunk.queries[-1].time_ms + BEFORE_MS
+        if self._pacing.level < Level.CAPTIONS and not await self._pacing.passes(start_ms, end_ms):
             await self._ask(chunk, end)
             return
         if self._sequence:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,6 +13,7 @@ from polylip.client.checkpoint import JobState, Keeper
 from polylip.client.closing import Policy
 from polylip.client.errors import PolylipError
 from polylip.client.faces import FacesBranch
+from polylip.client.lines import Line
 from polylip.client.listening import SoundReader
 from polylip.client.media_in import MediaInfo
 from polylip.client.media_out import output_channels, output_sample_rate
@@ -138,9 +138,7 @@ class Pipeline:
     async def run(self, source: Source) -> None:
         """Until picture and sound have been written to their end. The first cause of a failure is raised."""
         with first_cause():
-            async with AsyncExitStack() as open_lines, asyncio.TaskGroup() as group:
-                for line in self._lines:
-                    await open_lines.enter_async_context(line)
+            async with _opened(self._lines), asyncio.TaskGroup() as group:
                 group.create_task(self.speech.run(source.sound))
                 group.create_task(self.faces.run(source.analysis))
                 group.create_task(self.renderer.run(source.pictures))
@@ -190,6 +188,16 @@ class Pipeline:
         state = JobState(picture, speech, self.counters, keeper.engines, keeper.wall_s(), keeper.runs)
         await asyncio.to_thread(keeper.save, pack(state))
         keeper.journal.forget(min((dub.index for dub in speech.active), default=speech.segmenter.count))
+
+
+@contextlib.asynccontextmanager
+async def _opened(lines: list[Line]) -> AsyncIterator[None]:
+    """All lines; closed side by side, as each waits for a server that may be frozen."""
+    await asyncio.gather(*(line.__aenter__() for line in lines))
+    try:
+        yield
+    finally:
+        await asyncio.gather(*(line.__aexit__(None, None, None) for line in lines))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from polylip.client.errors import InputError
 from polylip.client.lines import RECONNECT_S
 from polylip.client.tls import Tls
 from polylip.client.triton import TritonClient
-from polylip.client.wire import KEEPALIVE, Keepalive
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,13 @@ class ServerChoice:
     profile: str = "lite"  # of the one to start; with a url only a name in the report
     tls: Tls | None = None
     reconnect_s: float = RECONNECT_S  # for which a server that is lost is waited for
-    keepalive: Keepalive = KEEPALIVE
 
 
 @contextlib.asynccontextmanager
 async def running_client(choice: ServerChoice, on_stage: Callable[[str], None]) -> AsyncIterator[TritonClient]:
     """A client of it. Raises InputError where none can be had."""
     async with _server_url(choice, on_stage) as url:
-        client = TritonClient(url, tls=choice.tls, reconnect_s=choice.reconnect_s, keepalive=choice.keepalive)
+        client = TritonClient(url, tls=choice.tls, reconnect_s=choice.reconnect_s)
         async with client:
             yield client
 

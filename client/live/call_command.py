@@ -35,7 +35,7 @@ from polylip.client.errors import InputError
 from polylip.client.exits import EXIT_INTERRUPTED, EXIT_UNUSABLE, err, fail, interruptible
 from polylip.client.live.call import CallReport
 from polylip.client.live.call import call as run_call
-from polylip.client.live.command import KEEPALIVE, print_summary, stop_on_interrupt
+from polylip.client.live.command import print_summary, stop_on_interrupt
 from polylip.client.live.options import DELAY_S, LiveOptions
 from polylip.client.live.status import StatusDisplay
 from polylip.client.report import write_report
@@ -80,7 +80,7 @@ def call(
 
     Example: polylip call --to es --in ann=rtmp://127.0.0.1/ann --out ann.mp4 --in bob=talk.mp4 --out bob.mp4
     """
-    server = ServerChoice(url, profile, tls(tls_ca, tls_cert, tls_key), math.inf, KEEPALIVE)
+    server = ServerChoice(url, profile, tls(tls_ca, tls_cert, tls_key), math.inf)
     participants = {
         name: LiveOptions(
             source,

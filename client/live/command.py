@@ -41,10 +41,7 @@ from polylip.client.live.status import StatusDisplay
 from polylip.client.report import write_report
 from polylip.client.server import ServerChoice
 from polylip.client.vad import VadChoice
-from polylip.client.wire import Keepalive
 from polylip.serving.isochrony import Fit
-
-KEEPALIVE = Keepalive(4.0, 4.0)  # a frozen server is noticed well within the delay
 
 
 def live(
@@ -85,7 +82,7 @@ def live(
         source,
         output,
         wishes(to, source_language, fit, voice_consent, glossary),
-        ServerChoice(url, profile, tls(tls_ca, tls_cert, tls_key), math.inf, KEEPALIVE),
+        ServerChoice(url, profile, tls(tls_ca, tls_cert, tls_key), math.inf),
         delay_s=delay,
         face=face,
         segmentation=segmentation,
