@@ -26,7 +26,9 @@ AHEAD_S = 25.0  # of the output: a segment of 10 s, its silence, and the next on
 class SoundReader(Protocol):
     """Where the sound comes from."""
 
-    damaged: int  # packets skipped so far
+    @property
+    def damaged(self) -> int:
+        """Packets skipped so far."""
 
     def read(self, seconds: float) -> tuple[Float32, Float32] | None:
         """About `seconds` more: (channels, n) at the output's rate and (m,) at 16 kHz; None at the end."""
@@ -127,6 +129,7 @@ class Listener:
         """A file waits while the queue is full; a live source cannot."""
         dub = self._timeline.add(segment)
         self._trace.closed(segment.id, segment.start_ms, segment.end_ms)
+        self._pacing.segment_closed(self._segmenter.heard_ms)
         if self._pacing.live and waiting.full():
             self._timeline.end(dub, Status.TOO_LATE, f"{waiting.maxsize} segments before it still waited")
             self._pacing.missed(Pressure.SPEECH, f"no room for segment {segment.index + 1}")

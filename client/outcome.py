@@ -118,7 +118,11 @@ def make_report(
         real_time_factor=wall_s / duration_s,
         wall_s=wall_s,
         av_offset_ms=offsets.offset_ms,
-        av_offsets={"segments": asdict(offsets.segments), "windows": asdict(offsets.windows)},
+        av_offsets={
+            "segments": asdict(offsets.segments),
+            "windows": asdict(offsets.windows),
+            "source": asdict(run.renderer.source_sync.windows),
+        },
         trace=run.trace.to_dict(),
         segments=run.timeline.results,
         versions={

@@ -36,6 +36,9 @@ class Pacing:
         """Whether it may not, once that is known for good: they then go out as they came."""
         return False
 
+    def segment_closed(self, heard_ms: float) -> None:
+        """A segment has closed; so much of the sound has been heard."""
+
     def sound_ended(self) -> None:
         """All has been heard."""
 

@@ -30,6 +30,7 @@ from polylip.client.speaker import SpeakerChooser, parse_wish
 from polylip.client.speculation import LIVE_TIMEOUT_S, TIMEOUT_S, Speculation
 from polylip.client.speech import SpeechBranch
 from polylip.client.speech_state import is_lost
+from polylip.client.sync import SourceSync
 from polylip.client.timeline import Timeline
 from polylip.client.trace import Trace
 from polylip.client.triton import TritonClient
@@ -64,6 +65,7 @@ class Plan:
     duration_ms: float | None = None  # None: unknown, or without end
     incremental: bool = False  # the recogniser gains from pieces that are sent ahead
     newest_ms: Callable[[], float] | None = None  # live: the newest sound that has come
+    source_sync: SourceSync | None = None  # live: measures, and moves the sound; None measures only
 
 
 class Pipeline:
@@ -111,6 +113,7 @@ class Pipeline:
             pacing=pacing,
             trace=self.trace,
             parts=parts,
+            source_sync=plan.source_sync,
         )
         self.speech = SpeechBranch(
             timeline=self.timeline,

@@ -29,7 +29,7 @@ from polylip.client.render_state import PartEnds, PictureState, Prepared, Render
 from polylip.client.results import FaceSample, HideReason
 from polylip.client.ring import Face, FrameRing, Slot
 from polylip.client.speaker import Choice, SpeakerChooser
-from polylip.client.sync import OffsetMeter
+from polylip.client.sync import OffsetMeter, SourceSync
 from polylip.client.timeline import Dub, Timeline
 from polylip.client.trace import Stage, Trace
 from polylip.client.triton import Stream
@@ -95,10 +95,12 @@ class Renderer:
         on_progress: Callable[[float, int], None],
         pacing: Pacing | None = None,
         trace: Trace | None = None,
+        source_sync: SourceSync | None = None,
         parts: PartEnds | None = None,
     ) -> None:
         self._pacing = pacing or Pacing()
         self._trace = trace or Trace()
+        self.source_sync = source_sync or SourceSync()
         self._parts = parts
         self._damaged_before = 0
         self._seen = SeenFaces()
@@ -213,6 +215,7 @@ class Renderer:
             frames = [*self._taken, *slots, *self._ring.settled()]
             within = [slot for slot in frames if segment.start_ms <= slot.time_ms < segment.end_ms]
             choice = await asyncio.to_thread(self._chooser.choose, within, segment)
+            await asyncio.to_thread(self.source_sync.hear, segment, within, choice)
             self._choices[segment.id] = choice
             dub.result.face_id, dub.result.face_choice = choice.face_id, choice.reason
 

@@ -23,6 +23,7 @@ from polylip.client.live.report import LagMeter, LiveReport, spread, status_coun
 from polylip.client.live.sink import LiveSink
 from polylip.client.live.source import LiveSource
 from polylip.client.live.status import LiveStatus
+from polylip.client.live.synced import LiveSync, SyncedSound
 from polylip.client.marking import container_tags
 from polylip.client.media_out import output_channels, output_sample_rate
 from polylip.client.options import check_languages
@@ -106,9 +107,10 @@ def _paced(options: LiveOptions) -> bool | None:
 class _Readers:
     """A live source as the pipeline reads it."""
 
-    def __init__(self, source: LiveSource) -> None:
+    def __init__(self, source: LiveSource, sync: LiveSync) -> None:
         info = source.info
-        self.sound = source.audio(output_sample_rate(info), output_channels(info))
+        rate, channels = output_sample_rate(info), output_channels(info)
+        self.sound = SyncedSound(source.audio(rate, channels), sync.corrector, rate, channels)
         self.analysis = source.analysis()
         self.pictures = source.pictures(info.planar_format)
 
@@ -130,7 +132,10 @@ class LiveJob:
         self._source = source
         self._engines = engines
         self.ladder = Ladder()
-        self.playout = Playout(lambda: source.origin_s, options.delay_s, self.ladder, seat=seat)
+        self.sync = LiveSync(source)
+        self.playout = Playout(
+            lambda: source.origin_s, options.delay_s, self.ladder, seat=seat, on_closed=self.sync.paused
+        )
         vad = make_vad(options.vad) if seat is None else seat.overhears(make_vad(options.vad))
         generative = options.server.profile != "lite" or options.server.url is not None
         tags = container_tags(options.wishes.target_language, generative=generative) if options.mark else {}
@@ -151,6 +156,7 @@ class LiveJob:
             options.face,
             incremental=engines.incremental,
             newest_ms=lambda: source.newest_ms,
+            source_sync=self.sync.measured,
         )
         self.pipeline = Pipeline(client, plan, self.sink, pacing=self.playout)
         self._lag = LagMeter()
@@ -165,7 +171,7 @@ class LiveJob:
                     keeping = group.create_task(keeper.run())
                     watching = group.create_task(self._watch(on_status))
                     ending = group.create_task(self._end_source(stop, time.monotonic()))
-                    await self.pipeline.run(_Readers(self._source))
+                    await self.pipeline.run(_Readers(self._source, self.sync))
                     keeping.cancel()
                     ending.cancel()
                     await asyncio.to_thread(self.sink.close)
@@ -185,6 +191,7 @@ class LiveJob:
 
     async def _watch(self, on_status: OnStatus) -> None:
         while True:
+            self.sync.look(time.monotonic())
             status = self.status()
             if self.sink.emitted_ms:
                 self._lag.add(time.monotonic(), self.sink.late_ms)
@@ -232,6 +239,7 @@ class LiveJob:
             lag=self._lag.to_dict(),
             first_frame_ms=spread(first_frames, 50, 90),
             av_offset_ms=spread(offsets, 50, 99),
+            source_sync=self.sync.to_dict(),
             segments=segments,
             statuses=status_counts(segments),
             ladder=[step.to_dict() for step in self.ladder.steps],

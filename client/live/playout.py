@@ -27,6 +27,7 @@ class Playout(Pacing):
         ladder: Ladder,
         clock: Callable[[], float] = time.monotonic,
         seat: Seat | None = None,
+        on_closed: Callable[[float], None] = lambda heard_ms: None,
     ) -> None:
         """`seat`: of a participant in a call."""
         self._origin_s = origin_s
@@ -34,6 +35,7 @@ class Playout(Pacing):
         self.ladder = ladder
         self._clock = clock
         self._seat = seat
+        self._on_closed = on_closed
 
     @property
     def live(self) -> bool:
@@ -55,6 +57,9 @@ class Playout(Pacing):
 
     def left_s(self, time_ms: float) -> float:
         return (time_ms - self.due_ms) / 1000
+
+    def segment_closed(self, heard_ms: float) -> None:
+        self._on_closed(heard_ms)
 
     def since_ms(self, time_ms: float) -> float:
         return self.now_ms - time_ms

@@ -63,6 +63,7 @@ class LiveReport:
     lag: dict[str, float]
     first_frame_ms: dict[str, float]  # from a segment's last word to its first picture with new lips: p50, p90
     av_offset_ms: dict[str, float]  # of segments: p50, p99 of its size
+    source_sync: dict[str, Any]  # of the source's own sound and picture, and what was done about it
     segments: list[SegmentResult]
     statuses: dict[str, int]
     ladder: list[dict[str, Any]]

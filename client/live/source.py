@@ -15,6 +15,7 @@ from typing import Any
 
 import av
 
+from polylip.client.drift import DriftTracker, exact_ns
 from polylip.client.errors import InputError
 from polylip.client.live.formats import SOURCES, Place, place
 from polylip.client.live.packets import Item, PacketLane, PacketReader
@@ -71,6 +72,7 @@ class LiveSource:
         self._lanes = {"video": self._video, "audio": self._audio}
         self._readers = {kind: lane.reader() for kind, lane in self._lanes.items()}
         self._clock = StreamClock()
+        self.clocks = {kind: DriftTracker() for kind in self._lanes}  # of a sender that paces itself
         self._needs_key = not self._is_file
         self._thread = threading.Thread(target=self._run, name="live-source", daemon=True)
         self._started = False
@@ -222,6 +224,8 @@ class LiveSource:
             self.counts.reconnects += 1
             self._needs_key = True
             self._clock.reopened()
+            for clock in self.clocks.values():
+                clock.restart()
             return opened
         return None
 
@@ -254,6 +258,8 @@ class LiveSource:
         time_s = decoded_s if packet.pts is None else packet.pts * Fraction(packet.time_base)
         if time_s is None:
             time_s = lane.newest_s or Fraction(0)
+        if not self._paced and packet.pts is not None:
+            self.clocks[stream.kind].add(exact_ns(packet.pts, Fraction(packet.time_base)), time.monotonic_ns())
         self._pace(time_s)
         self._note_arrival(time_s if decoded_s is None else decoded_s)
         dropped = lane.dropped
