@@ -38,7 +38,6 @@ from polylip.client.live.job import live as run_live
 from polylip.client.live.options import DELAY_S, LiveOptions
 from polylip.client.live.report import LiveReport
 from polylip.client.live.status import StatusDisplay
-from polylip.client.report import write_report
 from polylip.client.server import ServerChoice
 from polylip.client.vad import VadChoice
 from polylip.serving.isochrony import Fit
@@ -69,7 +68,9 @@ def live(
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
-    report: Annotated[Path | None, typer.Option(help="Write what happened to this file, as JSON")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write what happened to this JSON file, and a Gantt chart beside it")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the state as a line of JSON twice a second")] = False,
 ) -> None:
     """Dub SOURCE while it runs, and show it a fixed delay later. Ctrl-C ends it; what has come is still shown.
@@ -92,13 +93,12 @@ def live(
         sink_format=output_format,
         sink_listen=output_listen,
         duration_s=duration,
+        report=report,
         mark=mark,
     )
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
     with interruptible("ended at once", EXIT_INTERRUPTED), StatusDisplay(err, sys.stdout if as_json else None) as shown:
         result = asyncio.run(_until_interrupted(options, shown))
-    if report is not None:
-        write_report(result, report)
     if not as_json:
         print_summary(result, Console(stderr=output in ("-", "pipe:1")))
 
@@ -127,10 +127,8 @@ def print_summary(report: LiveReport, console: Console) -> None:
     ends = ", ".join(f"{count} {status}" for status, count in report.statuses.items()) or "no segments"
     lag, first = report.lag, report.first_frame_ms
     console.print(f"{report.duration_s:.0f} s, {ends}; ended: {report.ended}", highlight=False)
-    console.print(
-        f"delay {report.delay_s:g} s, lag p99 {lag['p99_ms']:.0f} ms ({lag['slope_ms_per_min']:+.1f} ms per minute); "
-        f"first new lips {first['p50']:.0f} ms after the last word (median)",
-        highlight=False,
-    )
+    kept = f"delay {report.delay_s:g} s, lag p99 {lag['p99_ms']:.0f} ms ({lag['slope_ms_per_min']:+.1f} ms per minute)"
+    soon = "" if math.isnan(first["p50"]) else f"; new lips {first['p50']:.0f} ms after the last word (median)"
+    console.print(kept + soon, highlight=False)
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
