@@ -68,9 +68,7 @@ def live(
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Write what happened to this JSON file, and a Gantt chart beside it")
-    ] = None,
+    report: Annotated[Path | None, typer.Option(help="JSON of what happened; a Gantt chart beside it")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the state as a line of JSON twice a second")] = False,
 ) -> None:
     """Dub SOURCE while it runs, and show it a fixed delay later. Ctrl-C ends it; what has come is still shown.
