@@ -20,7 +20,6 @@ from polylip.client.live.report import LiveReport
 from polylip.client.live.status import LiveStatus
 from polylip.client.results import SegmentResult, Status
 from polylip.client.server import ServerChoice
-from polylip.client.wire import KEEPALIVE
 from polylip.client.wishes import SpeechWishes
 from polylip.serving.launcher import Server, ServerOptions, start_server
 
@@ -105,7 +104,7 @@ async def run_live(url: str, clip: Path, output: Path, script: Script, *, delay_
         str(clip),
         str(output),
         SpeechWishes("en", "es"),
-        ServerChoice(url, reconnect_s=float("inf"), keepalive=KEEPALIVE),
+        ServerChoice(url, reconnect_s=float("inf")),
         delay_s=delay_s,
     )
     stage = Stage()
