@@ -6,9 +6,10 @@ import asyncio
 from dataclasses import dataclass
 
 from polylip.client.errors import DeadlineError, ServerError
+from polylip.client.pending import Outputs
 from polylip.client.results import Status
 from polylip.client.segmentation import Segment
-from polylip.client.triton import Outputs, Stream
+from polylip.client.triton import Stream
 from polylip.client.wire import Tensor, row, rows
 from polylip.client.wishes import SpeechWishes
 from polylip.serving import engines

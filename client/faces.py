@@ -27,13 +27,14 @@ from polylip.client.key_frames import KeyFrames
 from polylip.client.ladder import Level
 from polylip.client.media_in import MediaInfo
 from polylip.client.pacing import Pacing
+from polylip.client.pending import Outputs, Pending
 from polylip.client.pictures import PictureReader
 from polylip.client.results import FaceTrack
 from polylip.client.retry import retrying
 from polylip.client.ring import Box, Face, FrameRing
 from polylip.client.timeline import SPILL_MS
 from polylip.client.trace import Stage, Trace
-from polylip.client.triton import Outputs, Pending, Stream
+from polylip.client.triton import Stream
 from polylip.client.wire import Inputs, SequencePosition, new_sequence_id
 
 UInt8 = npt.NDArray[np.uint8]

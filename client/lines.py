@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Self
 from polylip.client.errors import ServerLostError
 
 if TYPE_CHECKING:
-    from polylip.client.triton import Outputs, Pending, TritonStream
+    from polylip.client.pending import Outputs, Pending
+    from polylip.client.triton import TritonStream
+    from polylip.client.unary import UnaryCalls
     from polylip.client.wire import Inputs, SequencePosition
 
 RECONNECT_S = 30.0  # a killed server of profile lite is back within 10 s on two cores
@@ -60,7 +62,7 @@ class Presence:
 class Line:
     """Requests in order, as on a TritonStream. What was open when a stream is lost fails with ServerLostError."""
 
-    def __init__(self, open_stream: Callable[[], TritonStream], presence: Presence) -> None:
+    def __init__(self, open_stream: Callable[[], TritonStream | UnaryCalls], presence: Presence) -> None:
         self._open_stream = open_stream
         self._presence = presence
         self._opening = asyncio.Lock()

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from polylip.client.errors import ServerError
+from polylip.client.pending import Outputs, Pending
 from polylip.client.retry import retrying
 from polylip.client.segmentation import SPEECH_RATE_HZ
 from polylip.client.timeline import LOOK_AHEAD_MS, Dub
-from polylip.client.triton import Outputs, Pending, Stream
+from polylip.client.triton import Stream
 from polylip.client.wire import Inputs
 
 Float32 = npt.NDArray[np.float32]

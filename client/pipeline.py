@@ -89,8 +89,7 @@ class Pipeline:
         self._keeper = keeper
         earlier = self._earlier = keeper.earlier if keeper else None
         parts = PartEnds(self._save, earlier.picture.position_ms if earlier else 0.0) if keeper else None
-        # Every line is a stream of its own: models that answer once and in parts must not share one.
-        self._lines = [client.line() for _ in range(4)]
+        self._lines = [client.line(decoupled=True), *(client.line() for _ in range(3))]
         speech_line, recogniser_line, faces_line, lips_line = self._lines
         timeout_s = LIVE_TIMEOUT_S if pacing.live else TIMEOUT_S
         self.speculation = Speculation(

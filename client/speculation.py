@@ -15,7 +15,7 @@ import numpy as np
 
 from polylip.client.closing import Answer, Question, Word
 from polylip.client.errors import ServerError
-from polylip.client.triton import Outputs
+from polylip.client.pending import Outputs
 from polylip.client.vad import SPEECH_RATE_HZ
 from polylip.client.wire import Inputs, row, rows
 from polylip.serving.engines import Status

@@ -22,6 +22,7 @@ from polylip.client.ladder import Level, Pressure
 from polylip.client.listening import Listener, SoundReader
 from polylip.client.mix import AudioBed, LevelMatch, Levels
 from polylip.client.pacing import Pacing
+from polylip.client.pending import Outputs, Pending
 from polylip.client.pulse import Pulse
 from polylip.client.reference import VoiceReference
 from polylip.client.results import Status, TimeFit, VoiceUsed
@@ -31,7 +32,7 @@ from polylip.client.speculation import Speculation
 from polylip.client.speech_state import ActiveDub, SpeechState, is_lost, restored_dubs, take_over
 from polylip.client.timeline import MAX_LATE_MS, Dub, Timeline
 from polylip.client.trace import Stage, Trace
-from polylip.client.triton import Outputs, Pending, Stream
+from polylip.client.triton import Stream
 from polylip.client.wire import Inputs, Tensor, row, rows
 from polylip.client.wishes import SpeechWishes
 from polylip.serving import engines

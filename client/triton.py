@@ -9,9 +9,8 @@ import asyncio
 import contextlib
 import itertools
 import re
-import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,26 +20,23 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from polylip.client.error_codes import ErrorCode, error_code
 from polylip.client.errors import DeadlineError, InputError, ServerError, ServerLostError
 from polylip.client.lines import RECONNECT_S, Line, Presence
+from polylip.client.pending import Outputs, Pending
 from polylip.client.tls import Tls, refusal
+from polylip.client.unary import UnaryCalls
 from polylip.client.wire import (
     CHANNEL_OPTIONS,
     KEEPALIVE,
     Inputs,
     Keepalive,
     SequencePosition,
-    Tensor,
     infer_request,
-    is_final,
-    read_outputs,
 )
 
 CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0  # for answers under way when a stream is closed; a frozen server is not waited for
 STREAM_ID_KEY = "x-stream-id"  # metadata of every call: a proxy can keep the calls of one client on one server by it
 _STREAM_ID = re.compile(r"[!-~]{1,128}")  # what metadata may hold, without spaces
-_ENSEMBLE_PREFIX = re.compile(r"^in ensemble '\w+', ")  # the model that failed names itself behind it
 
-Outputs = dict[str, Tensor]
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -108,9 +104,10 @@ class TritonClient:
         """A new bidirectional stream. Use as an async context manager."""
         return TritonStream(self._stub, self._metadata)
 
-    def line(self) -> Line:
-        """A stream that opens itself again after a loss. Use as an async context manager."""
-        return Line(lambda: TritonStream(self._stub, self._metadata, self._presence.lost), self._presence)
+    def line(self, *, decoupled: bool = False) -> Line:
+        """Requests that outlive a loss; `decoupled`: to models that answer in parts. An async context manager."""
+        kind = TritonStream if decoupled else UnaryCalls
+        return Line(lambda: kind(self._stub, self._metadata, self._presence.lost), self._presence)
 
     async def _unary(self, method: str, request: Any, timeout_s: float = CONNECT_TIMEOUT_S, **options: Any) -> Any:
         return await getattr(self._stub, method)(request, timeout=timeout_s, metadata=self._metadata, **options)
@@ -245,60 +242,4 @@ class TritonStream:
         return ServerLostError(message, code, for_good=self._on_lost is None)
 
 
-class Pending:
-    """A request on its way; read it with `result` or by iterating over it. It ends exactly once."""
-
-    def __init__(self, request_id: str, model: str, deadline: float, registry: dict[str, Pending]) -> None:
-        self._id = request_id
-        self._model = model
-        self._deadline = deadline  # event-loop time
-        self._registry = registry
-        self._queue: asyncio.Queue[Any] = asyncio.Queue()
-        self.failed = False  # with its stream; known before the answers that did come are read
-        self.first_at = self.last_at = 0.0  # time.monotonic() of the first and the newest answer; 0 until there is one
-
-    def put(self, reply: Any) -> None:
-        self.last_at = time.monotonic()
-        self.first_at = self.first_at or self.last_at
-        self._queue.put_nowait(reply)
-
-    def fail(self, error: ServerError) -> None:
-        self.failed = True
-        self._queue.put_nowait(error)
-
-    def forget(self) -> None:
-        """Answers that still come are dropped."""
-        self._registry.pop(self._id, None)
-
-    async def result(self) -> Outputs:
-        """The single response. Raises ServerError, DeadlineError, ServerLostError."""
-        outputs: Outputs | None = None
-        async for answer in self:
-            outputs = answer
-        if outputs is None:
-            raise ServerError(f"{self._model}: the server ended the request without an answer")
-        return outputs
-
-    async def __aiter__(self) -> AsyncIterator[Outputs]:
-        """The responses as they come."""
-        try:
-            while True:
-                try:
-                    async with asyncio.timeout_at(self._deadline):
-                        reply = await self._queue.get()
-                except TimeoutError:
-                    raise DeadlineError(f"{self._model}: no answer within its deadline") from None
-                if isinstance(reply, ServerError):
-                    raise reply
-                if reply.error_message:
-                    message = _ENSEMBLE_PREFIX.sub("", str(reply.error_message)).partition("\n")[0]  # no traceback
-                    raise ServerError(message, error_code(None, message))
-                if reply.infer_response.outputs:
-                    yield read_outputs(reply.infer_response)
-                if is_final(reply.infer_response):
-                    return
-        finally:
-            self.forget()
-
-
-Stream = TritonStream | Line  # what sends requests: one connection, or as many as it takes
+Stream = TritonStream | UnaryCalls | Line  # what sends requests: one connection, or as many as it takes

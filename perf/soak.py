@@ -23,7 +23,8 @@ import psutil
 from tritonclient.grpc import service_pb2_grpc
 
 from polylip.client.errors import PolylipError, ServerError
-from polylip.client.triton import Outputs, Pending, TritonStream
+from polylip.client.pending import Outputs, Pending
+from polylip.client.triton import TritonStream
 from polylip.client.wire import CHANNEL_OPTIONS, is_final, row, rows
 from polylip.perf.machine import machine
 from polylip.perf.soak_segments import MAX_STREAMS, Segment, Segments

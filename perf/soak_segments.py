@@ -11,7 +11,7 @@ from itertools import count
 import numpy as np
 import numpy.typing as npt
 
-from polylip.client.triton import Outputs
+from polylip.client.pending import Outputs
 from polylip.client.wire import Tensor
 from polylip.perf.demo_clip import SENTENCES
 from polylip.perf.spoken import read_aloud

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polylip.client.triton import Pending, TritonClient, TritonStream
+from polylip.client.pending import Pending
+from polylip.client.triton import TritonClient, TritonStream
 from polylip.perf.machine import timed_s
 from polylip.serving.doctor import PICTURE_MODELS
 from polylip.serving.engines.s3fd import S3fd

@@ -10,7 +10,8 @@ import pytest
 from material import FACE_LEFT, FACE_RIGHT, HEIGHT, WIDTH, chunk, face_at, face_crop, milliseconds, read_aloud
 
 from polylip.client.errors import ServerError
-from polylip.client.triton import Outputs, TritonClient, TritonStream
+from polylip.client.pending import Outputs
+from polylip.client.triton import TritonClient, TritonStream
 from polylip.client.wire import Inputs, SequencePosition, new_sequence_id, rows
 from polylip.serving.isochrony import HARD_MAX_RATE, MAX_RATE, MIN_RATE
 from polylip.serving.launcher import Server

@@ -124,7 +124,12 @@ async def test_a_server_killed_and_started_again_in_the_middle_of_a_dub_costs_no
 
 async def assert_a_stopped_server_is_waited_for(server: Server) -> None:
     """With requests under way on three lines."""
-    async with TritonClient(server.url) as client, client.line() as one, client.line() as two, client.line() as three:
+    async with (
+        TritonClient(server.url) as client,
+        client.line(decoupled=True) as one,
+        client.line() as two,
+        client.line() as three,
+    ):
         process = tritonserver(server)
         frames = chunk([face_at(0), face_at(0)], [0, 40], [0, 40])
         process.send_signal(signal.SIGSTOP)

@@ -16,7 +16,8 @@ from material import FACE_LEFT, HEIGHT, WIDTH, chunk, face_at, milliseconds, rea
 from tritonclient.grpc import service_pb2_grpc
 
 from polylip.client.errors import DeadlineError, ServerError
-from polylip.client.triton import Outputs, TritonClient, TritonStream
+from polylip.client.pending import Outputs
+from polylip.client.triton import TritonClient, TritonStream
 from polylip.client.wire import SequencePosition, infer_request, new_sequence_id, rows
 from polylip.serving.launcher import Server, ServerOptions, start_server
 from polylip.serving.probe import probe_models

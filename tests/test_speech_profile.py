@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from polylip.client.triton import Outputs, TritonClient, TritonStream
+from polylip.client.pending import Outputs
+from polylip.client.triton import TritonClient, TritonStream
 from polylip.client.wire import Inputs, row, rows
 from polylip.export.generated_whisper import sounds
 from polylip.perf.generated_repository import SPOKEN_PAIRS, make_generated_speech

@@ -19,8 +19,9 @@ from proxy import Proxy
 from polylip.client.error_codes import ErrorCode, error_code, markdown
 from polylip.client.errors import DeadlineError, InputError, ServerError, ServerLostError
 from polylip.client.lines import Line
+from polylip.client.pending import Pending
 from polylip.client.retry import TRIES, retrying
-from polylip.client.triton import STREAM_ID_KEY, Pending, TritonClient
+from polylip.client.triton import STREAM_ID_KEY, TritonClient
 from polylip.client.wire import MAX_MESSAGE_BYTES, Inputs, Keepalive, SequencePosition, new_sequence_id
 from polylip.serving.launcher import Server
 
