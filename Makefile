@@ -41,7 +41,8 @@ lint: $(VENV)/.ready-test
 	MYPYPATH=build/ns $(BIN)/mypy -p polylip.client -p polylip.serving -p polylip.export -p polylip.perf
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 # torch among them, which the demo does without
 $(VENV)/.ready-bench: $(VENV)/.ready

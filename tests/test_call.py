@@ -31,6 +31,8 @@ from polylip.client.wishes import SpeechWishes
 from polylip.perf.demo_clip import SENTENCES, Camera
 from polylip.serving.launcher import Server
 
+pytestmark = pytest.mark.alone
+
 NAMES = ("ann", "bob", "cem", "dia")
 SPOKEN = (SENTENCES[4], SENTENCES[7], SENTENCES[10], SENTENCES[5])
 FPS, SIZE = Fraction(10), (480, 270)  # little work: the machine has this client and its server to run

@@ -38,6 +38,8 @@ from polylip.client.results import Status
 from polylip.perf.demo_clip import FPS, make_demo_clip
 from polylip.serving.launcher import Server, start_server
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 32  # of most clips: the demo clip's sentences come in turn, whatever its length
 FRAGMENT_S = 2.0
 CLIENT_DELAY_S = 6.0
