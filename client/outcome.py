@@ -83,7 +83,7 @@ def finish(
     writer.finish(video)
     report.output = str(video)
     _mark(video, options, report, identity)
-    folder, samples = video.parent, run.renderer.samples
+    folder, samples = video.parent, run.renderer.samples.kept
     source, sheet = options.input.absolute(), folder / "contact_sheet.png"  # absolute: av takes names for URLs
     try:
         files = [

@@ -25,7 +25,7 @@ from polylip.client.pacing import Pacing
 from polylip.client.pictures import PictureReader
 from polylip.client.pulse import Pulse
 from polylip.client.quality import QualityMeter
-from polylip.client.render_state import PartEnds, PictureState, Prepared, RenderCounts, SeenFaces
+from polylip.client.render_state import FaceSamples, PartEnds, PictureState, Prepared, RenderCounts, SeenFaces
 from polylip.client.results import FaceSample, HideReason
 from polylip.client.ring import Face, FrameRing, Slot
 from polylip.client.speaker import Choice, SpeakerChooser
@@ -40,7 +40,6 @@ BATCH_BYTES = 64 * 1024 * 1024  # of decoded frames: smaller batches for larger 
 EDGE_MS = 80.0  # the mouth fades in and out over this time at the ends of a dub's lips
 SOUND_STEP_MS = 500  # of sound written at once behind the last picture
 MIN_LIPS_S = 0.05  # for the mouths of frames that are nearly due: below, Triton's own time decides
-MAX_SAMPLES = 240  # face samples kept for the contact sheet, however long the video
 
 
 class Writer(Protocol):
@@ -124,8 +123,7 @@ class Renderer:
         self.offsets = OffsetMeter()
         self.quality = QualityMeter()
         self._paster = MouthPaster(self.quality)
-        self.samples: list[FaceSample] = []
-        self._sample_step = 1
+        self.samples = FaceSamples()
         self.position_ms = 0.0
         # Of the picture waited for: the sound must be known up to it, however long the last one stays.
         self.next_ms = 0.0
@@ -173,7 +171,7 @@ class Renderer:
             damaged_packets=prepared.damaged_packets,
         )
         seen = self._seen
-        samples = list(self.samples), self._sample_step
+        samples = list(self.samples.kept), self.samples.step
         measured = self.offsets.state(), self.quality.state()
         return PictureState(
             position_ms, prepared, counts, *samples, seen.shot, dict(seen.entries), dict(seen.last), *measured
@@ -184,7 +182,7 @@ class Renderer:
         self.position_ms = self.next_ms = state.position_ms
         self.counts = replace(state.counts, lips_retries=0)  # those are in the job's counters
         self._damaged_before = state.counts.damaged_packets
-        self.samples, self._sample_step = list(state.samples), state.sample_step
+        self.samples.restore(state)
         self.hidden.spans, self._choices = list(state.prepared.hidden), dict(state.prepared.choices)
         self._chooser.restore(state.prepared.speakers)
         self._seen.restore(state)
@@ -371,8 +369,8 @@ class Renderer:
         face = item.face
         if face is None:
             self.counts.without_face += 1
-        if item.slot.index % self._sample_step == 0:
-            self.samples.append(
+        if self.samples.wants(item.slot.index):
+            self.samples.add(
                 FaceSample(
                     frame=item.slot.index,
                     time_ms=round(item.slot.time_ms),
@@ -383,9 +381,6 @@ class Renderer:
                     others=tuple((other.box_px, other.track_id) for other in item.slot.faces if other is not face),
                 )
             )
-        if len(self.samples) > MAX_SAMPLES:
-            self._sample_step *= 2
-            self.samples = self.samples[::2]
 
     def _moved_to(self, time_ms: float) -> None:
         self.position_ms = time_ms

@@ -15,6 +15,7 @@ from polylip.client.timeline import RAMP_MS, Dub
 
 PART_MS = 5000.0  # least length of a part: every one starts with a key frame, and costs a few syncs of the disk
 PATIENCE_MS = 10_000.0  # longer than that, the next pause between two dubs is waited for no more
+MAX_SAMPLES = 240  # face samples kept for the contact sheet, however long the video
 
 
 @dataclass
@@ -76,6 +77,26 @@ class SeenFaces:
 
     def restore(self, state: PictureState) -> None:
         self.entries, self.last, self.shot = dict(state.faces), dict(state.last_boxes), state.shot
+
+
+class FaceSamples:
+    """Every so manieth frame that was written, and its faces."""
+
+    def __init__(self) -> None:
+        self.kept: list[FaceSample] = []
+        self.step = 1
+
+    def wants(self, frame: int) -> bool:
+        return frame % self.step == 0
+
+    def add(self, sample: FaceSample) -> None:
+        self.kept.append(sample)
+        if len(self.kept) > MAX_SAMPLES:
+            self.step *= 2
+            self.kept = self.kept[::2]
+
+    def restore(self, state: PictureState) -> None:
+        self.kept, self.step = list(state.samples), state.sample_step
 
 
 Save = Callable[[PictureState], Awaitable[None]]

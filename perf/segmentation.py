@@ -25,7 +25,7 @@ from polylip.client.vad import VadChoice, silero_installed
 from polylip.perf.machine import machine
 from polylip.perf.segmentation_metrics import Run, metrics
 from polylip.perf.segmentation_report import TARGETS, confusions, examples, markdown
-from polylip.perf.segmentation_runs import Recogniser, Sphinx, Told, run
+from polylip.perf.segmentation_runs import run
 from polylip.perf.segmentation_streams import NOISE_DB, Script, scripts, speak
 from polylip.perf.segmentation_texts import DEV, SAMPLED, TEST, Turn, sampled_turns, written_turns
 from polylip.perf.segmentation_voices import Espeak, Flite, Voice
@@ -36,7 +36,7 @@ SPANISH_VOICES = ("es", "es-419")  # of espeak-ng
 WRITTEN = "everyday"
 SEED = 20_26
 PROCESSES = 2
-BOTH = (Policy.SEMANTIC, Policy.SILENCE)  # in this order: the recogniser's speed is known once it has heard questions
+BOTH = (Policy.SEMANTIC, Policy.SILENCE)
 ALL = (Policy.SEMANTIC, Policy.PAPER, Policy.SILENCE)  # the paper's policy asks for so much sound that it gets a share
 QUICK_TURNS = 1  # of the written text, with the first voice
 
@@ -145,8 +145,7 @@ def evaluate(todo: Sequence[Job], processes: int = PROCESSES) -> dict[str, Any]:
 def perform(job: Job) -> Outcome:
     """Speak a stream and cut it by every policy."""
     stream = speak(job.script, _voice(job), job.seed, job.noise_db)
-    recogniser: Recogniser = Sphinx() if job.language == "en" else Told(stream, job.language)
-    return Outcome(job, {policy: run(stream, policy, job.language, job.vad, recogniser) for policy in job.policies})
+    return Outcome(job, {policy: run(stream, policy, job.language, job.vad) for policy in job.policies})
 
 
 def _voice(job: Job) -> Voice:

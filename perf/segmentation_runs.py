@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Protocol
 
 import numpy as np
 
 from polylip.client.boundary import BoundaryScorer, boundary_scorer
 from polylip.client.closing import Answer, Policy, Question, Word
+from polylip.client.listening import LIVE_READ_S
 from polylip.client.segmentation import Segment, Segmenter
 from polylip.client.speculation import BEHIND_MS
-from polylip.client.vad import HOP, VadChoice, make_vad
+from polylip.client.vad import VadChoice, make_vad
 from polylip.perf.segmentation_metrics import Hearing, Run, Sent
 from polylip.perf.segmentation_streams import Stream
 from polylip.perf.segmentation_voices import Float32
-from polylip.serving.engines import Utterance
+from polylip.serving.engines import Transcript, Utterance
 from polylip.serving.engines.pocketsphinx import Pocketsphinx
 from polylip.serving.mel import SAMPLE_RATE_HZ
 
@@ -29,43 +29,33 @@ TOLD_MS = 150.0  # assumed for a recogniser that is only simulated
 class Recogniser(Protocol):
     """Knows the words of a sound."""
 
-    def hear(self, audio: Float32, start_ms: int) -> tuple[Answer, float]:
-        """The words of a sound that begins at `start_ms`, and the milliseconds of work."""
+    def begin(self, audio: Float32) -> float:
+        """Go as far as a sound goes that is not at its end; the milliseconds of work."""
 
-    def expected_ms(self, sound_ms: float) -> float:
-        """The work on a sound of this length, by what was heard so far."""
+    def hear(self, audio: Float32, start_ms: int) -> tuple[Answer, float]:
+        """The words of a sound that begins at `start_ms`, and the milliseconds of work that were left."""
 
 
 class Sphinx:
-    """The engine of the lite profile, timed in CPU time: it has one thread, and others may use the machine.
+    """The engine of the lite profile, timed in CPU time: it has one thread, and others may use the machine."""
 
-    The same sound is heard once, and its time counted each time.
-    """
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` gives the stream's time in seconds."""
+        self._engine = Pocketsphinx({"incremental": "true"}, "", clock=clock)
 
-    def __init__(self) -> None:
-        self._heard: dict[bytes, tuple[Answer, float]] = {}
-        self._sound_ms = self._taken_ms = 0.0
+    def begin(self, audio: Float32) -> float:
+        return self._timed(Utterance(audio, "en", more=True))[1]
 
     def hear(self, audio: Float32, start_ms: int) -> tuple[Answer, float]:
-        key = audio.tobytes()
-        if key not in self._heard:
-            started = time.thread_time()
-            transcript = _engine().transcribe([Utterance(audio, "en")])[0]
-            taken_ms = (time.thread_time() - started) * 1000
-            spans = zip(transcript.words, transcript.spans_ms, strict=True)
-            words = tuple(Word(text, start_ms + start, start_ms + end) for text, (start, end) in spans)
-            self._heard[key] = Answer(words, transcript.text, transcript.language), taken_ms
-        self._sound_ms += len(audio) * 1000 / SAMPLE_RATE_HZ
-        self._taken_ms += self._heard[key][1]
-        return self._heard[key]
+        transcript, taken_ms = self._timed(Utterance(audio, "en"))
+        spans = zip(transcript.words, transcript.spans_ms, strict=True)
+        words = tuple(Word(text, start_ms + start, start_ms + end) for text, (start, end) in spans)
+        return Answer(words, transcript.text, transcript.language), taken_ms
 
-    def expected_ms(self, sound_ms: float) -> float:
-        return sound_ms * self._taken_ms / max(self._sound_ms, 1.0)
-
-
-@cache
-def _engine() -> Pocketsphinx:
-    return Pocketsphinx({}, "")
+    def _timed(self, utterance: Utterance) -> tuple[Transcript, float]:
+        started = time.thread_time()
+        transcript = self._engine.transcribe([utterance])[0]
+        return transcript, (time.thread_time() - started) * 1000
 
 
 class Told:
@@ -87,8 +77,8 @@ class Told:
             heard[-1] = replace(heard[-1], text=heard[-1].text.rstrip(",;:.?!") + ".")
         return Answer(tuple(heard), " ".join(word.text for word in heard), self._language), TOLD_MS
 
-    def expected_ms(self, sound_ms: float) -> float:
-        return TOLD_MS
+    def begin(self, audio: Float32) -> float:
+        return 0.0
 
 
 class Watched:
@@ -114,11 +104,13 @@ class Watched:
         return taken
 
 
-def run(stream: Stream, policy: Policy, language: str, vad: VadChoice, recogniser: Recogniser) -> Run:
-    """The stream, a hop at a time."""
-    driver = _Driver(policy, language, vad, recogniser)
-    for start in range(0, len(stream.audio), HOP):
-        driver.take(driver.segmenter.push(stream.audio[start : start + HOP]))
+def run(stream: Stream, policy: Policy, language: str, vad: VadChoice) -> Run:
+    """The stream, in pieces as long as a live client reads them."""
+    driver = _Driver(stream, policy, language, vad)
+    piece = round(LIVE_READ_S * SAMPLE_RATE_HZ)
+    for start in range(0, len(stream.audio), piece):
+        driver.take(driver.segmenter.push(stream.audio[start : start + piece]))
+        driver.go_ahead()
     driver.take(driver.segmenter.flush())
     return Run(replace(stream, audio=np.zeros(0, np.float32)), tuple(driver.sent), tuple(driver.heard))
 
@@ -127,16 +119,20 @@ class _Driver:
     """Answers questions one after the other, so that a slow answer delays those behind it and what waits for them.
 
     As in the client: the segmenter stands still until its question is answered, and one that comes too late is not
-    asked. Segments whose words are not known yet keep the same engine busy for as long as sound of their length does.
+    asked; the recogniser begins with a segment while it goes on, a piece at a time. Segments whose words are not known
+    yet keep the same engine busy.
     """
 
-    def __init__(self, policy: Policy, language: str, vad: VadChoice, recogniser: Recogniser) -> None:
+    def __init__(self, stream: Stream, policy: Policy, language: str, vad: VadChoice) -> None:
         self._watched = Watched(boundary_scorer(language))
-        self._recogniser = recogniser
+        self.segmenter = Segmenter(make_vad(vad), policy, scorer=lambda _: self._watched)
+        self._recogniser: Recogniser = Told(stream, language)
+        if language == "en":
+            self._recogniser = Sphinx(lambda: self.segmenter.heard_ms / 1000)
+        self._ahead = policy is not Policy.SILENCE
         self._ready_ms = 0.0  # when all that was asked so far has been heard and scored
         self._engine_ms = 0.0  # when the recogniser has done all its work
         self._unscored = False  # whether the newest question's score is still to come
-        self.segmenter = Segmenter(make_vad(vad), policy, scorer=lambda _: self._watched)
         self.sent: list[Sent] = []
         self.heard: list[Hearing] = []
 
@@ -148,6 +144,12 @@ class _Driver:
             else:
                 self._send(item)
         self._count_scorer()
+
+    def go_ahead(self) -> None:
+        """Have the recogniser begin with a segment that goes on, if it has nothing else to do."""
+        now_ms = self.segmenter.heard_ms
+        if self._ahead and self._engine_ms <= now_ms and (question := self.segmenter.progress()) is not None:
+            self._work(now_ms, self._recogniser.begin(question.audio))
 
     def _answer(self, question: Question) -> None:
         if self._ready_ms - self.segmenter.heard_ms > BEHIND_MS:
@@ -163,8 +165,7 @@ class _Driver:
     def _send(self, segment: Segment) -> None:
         sent_ms = words_ms = max(segment.decided_ms, self._ready_ms)
         if not segment.known_text:
-            sound_ms = len(segment.audio) * 1000 / SAMPLE_RATE_HZ
-            words_ms = self._work(sent_ms, self._recogniser.expected_ms(sound_ms))
+            words_ms = self._work(sent_ms, self._recogniser.hear(segment.audio, segment.audio_start_ms)[1])
         self.sent.append(Sent(segment.start_ms, segment.end_ms, sent_ms, words_ms, segment.closed_by, segment.forced))
 
     def _work(self, now_ms: float, taken_ms: float) -> float:

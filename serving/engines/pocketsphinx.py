@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,9 +33,11 @@ LEASE_S = 2.0  # an unfinished sound keeps its decoder so long between two piece
 class Pocketsphinx:
     """Reads flite's voices almost without error and real speech roughly."""
 
-    def __init__(self, parameters: Parameters, version_dir: str) -> None:
+    def __init__(
+        self, parameters: Parameters, version_dir: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._decoder = Decoder(samprate=SAMPLE_RATE_HZ, loglevel="FATAL")
-        self._growing = _Growing(self._decoder) if parameters.get("incremental") == "true" else None
+        self._growing = _Growing(self._decoder, clock) if parameters.get("incremental") == "true" else None
 
     def resolve_language(self, language: str) -> str:
         if language not in ("auto", LANGUAGE):
@@ -86,21 +88,22 @@ class _Growing:
     A whole sound is normalised with its mean cepstrum, this one with that of its first piece: a few more errors.
     """
 
-    def __init__(self, whole: Decoder) -> None:
-        """`whole` makes the cepstra of a first piece."""
+    def __init__(self, whole: Decoder, clock: Callable[[], float]) -> None:
+        """`whole` makes the cepstra of a first piece; `clock` gives seconds."""
         self._whole = whole
+        self._clock = clock
         self._decoder = Decoder(samprate=SAMPLE_RATE_HZ, loglevel="FATAL")
         self._heard: Int16 | None = None  # what it has decoded so far
-        self._until = 0.0  # monotonic time: then another sound may begin
+        self._until = 0.0  # on the clock: then another sound may begin
 
     def go_on(self, pcm: Int16) -> list[_Word]:
         """The words so far; none while another sound is under way."""
         if not self.is_begin_of(pcm):
-            if self._heard is not None and time.monotonic() < self._until:
+            if self._heard is not None and self._clock() < self._until:
                 return []
             self._begin(pcm)
         self._add(pcm)
-        self._until = time.monotonic() + LEASE_S
+        self._until = self._clock() + LEASE_S
         return [replace(word, log_posterior=-math.inf) for word in _words(self._decoder)]  # not known before the end
 
     def is_begin_of(self, pcm: Int16) -> bool:
