@@ -90,9 +90,9 @@ _MESSAGES = [
             ErrorCode.BAD_REQUEST,
         ),
         (r"failed to process the request\(s\) for model", ErrorCode.ENGINE_FAILED),
-        (r"^[a-z_]\w*: ", ErrorCode.ENGINE_FAILED),  # our models put their name before what they say
     )
 ]
+_MODELS_OWN = re.compile(r"^[a-z_]\w*: ")  # our models put their name before what they say
 # What gRPC itself writes, always with a status.
 _TRANSPORT = [
     (re.compile(pattern, re.IGNORECASE), code)
@@ -113,15 +113,17 @@ _STATUSES = {
     grpc.StatusCode.UNIMPLEMENTED: ErrorCode.BAD_REQUEST,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ErrorCode.QUEUE_FULL,
 }
+_OF_MODELS = (None, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN)
 
 
 def error_code(status: grpc.StatusCode | None, message: str) -> ErrorCode:
     """The code for a failure: gRPC's status, None for an error inside a stream, and the message that came with it."""
-    for patterns in (_MESSAGES[:-1], _TRANSPORT) if status is not None else (_MESSAGES,):
-        for pattern, code in patterns:
-            if pattern.search(message):
-                return code
-    return _STATUSES.get(status, ErrorCode.INTERNAL) if status is not None else ErrorCode.INTERNAL
+    for pattern, code in _MESSAGES if status is None else [*_MESSAGES, *_TRANSPORT]:
+        if pattern.search(message):
+            return code
+    if status in _OF_MODELS and _MODELS_OWN.search(message):
+        return ErrorCode.ENGINE_FAILED
+    return ErrorCode.INTERNAL if status is None else _STATUSES.get(status, ErrorCode.INTERNAL)
 
 
 def markdown() -> str:

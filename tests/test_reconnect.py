@@ -185,7 +185,7 @@ async def spoken(url: str, sound: np.ndarray) -> tuple[Timeline, int]:
     """The sound's dub, and how often something was asked again."""
     pulse = Pulse()
     timeline, bed = Timeline(None, pulse), AudioBed(RATE_HZ, 1)
-    async with TritonClient(url) as client, client.line() as line:
+    async with TritonClient(url) as client, client.line(decoupled=True) as line:
         branch = SpeechBranch(
             timeline=timeline,
             bed=bed,

@@ -119,7 +119,11 @@ async def test_requests_travel_over_TLS_in_both_its_forms(secure: Server, one_si
 
 async def test_a_line_over_TLS_reopens(secure: Server, pki: Pki):  # noqa: N802
     tls = Tls(pki.ca, *pki.client)
-    async with Proxy(secure.url) as proxy, TritonClient(proxy.url, tls=tls) as client, client.line() as line:
+    async with (
+        Proxy(secure.url) as proxy,
+        TritonClient(proxy.url, tls=tls) as client,
+        client.line(decoupled=True) as line,
+    ):
         await line.call("echo", wait(0), TIMEOUT_S)
         proxy.reset()
         deadline = asyncio.get_running_loop().time() + TIMEOUT_S

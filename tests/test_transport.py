@@ -28,6 +28,7 @@ from polylip.serving.launcher import Server
 TIMEOUT_S = 30.0
 START_S = 60.0
 SOUND = np.zeros(8000, np.float32)
+KINDS = pytest.mark.parametrize("decoupled", [False, True], ids=["calls", "stream"])  # of lines
 LIPS: Inputs = {"AUDIO": SOUND, "FRAME_OFFSETS_MS": milliseconds(0), "FACES": face_crop()[None]}
 
 
@@ -81,6 +82,7 @@ def echo(echo_server: Callable[..., Server]) -> Server:
         (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'nope' is not found", ErrorCode.UNKNOWN_MODEL),
         (grpc.StatusCode.UNIMPLEMENTED, "unknown service inference.GRPCInferenceService", ErrorCode.BAD_REQUEST),
         (grpc.StatusCode.UNKNOWN, "something new", ErrorCode.INTERNAL),
+        (grpc.StatusCode.INVALID_ARGUMENT, "mel: AUDIO is empty; send samples", ErrorCode.ENGINE_FAILED),
     ],
 )
 def test_what_gRPC_and_the_server_say_has_a_code(status: grpc.StatusCode | None, message: str, code: str):  # noqa: N802
@@ -106,12 +108,13 @@ def test_the_page_shows_the_table_of_codes():
         ("mel", {**LIPS, "AUDIO": np.zeros(MAX_MESSAGE_BYTES // 4, np.float32)}, None, ErrorCode.TOO_LARGE),
     ],
 )
+@KINDS
 async def test_a_wrong_request_gets_its_code_is_not_sent_again_and_hurts_nobody(
-    server: Server, model: str, inputs: Inputs, sequence: str | None, code: ErrorCode
+    server: Server, model: str, inputs: Inputs, sequence: str | None, code: ErrorCode, decoupled: bool
 ):
     position = SequencePosition(new_sequence_id()) if sequence else None
     tries = 0
-    async with TritonClient(server.url) as client, client.line() as line:
+    async with TritonClient(server.url) as client, client.line(decoupled=decoupled) as line:
         other = await line.submit("lipsync", LIPS, TIMEOUT_S)
 
         async def attempt() -> None:
@@ -229,15 +232,21 @@ async def test_a_connection_at_rest_stays(echo: Server):
         assert line.lost is None and line.reopened == 0
 
 
-async def test_tries_are_bounded(echo: Server):
-    """Every connection is reset as soon as the request is on its way."""
+@KINDS
+async def test_tries_are_bounded(echo: Server, decoupled: bool):
+    """Every connection is reset once the request is on its way."""
     tries = 0
-    async with Proxy(echo.url) as proxy, TritonClient(proxy.url) as client, client.line() as line:
+    async with (
+        Proxy(echo.url) as proxy,
+        TritonClient(proxy.url) as client,
+        client.line(decoupled=decoupled) as line,
+    ):
 
         async def attempt() -> None:
             nonlocal tries
             tries += 1
-            pending = await line.submit("echo", wait(0.3), TIMEOUT_S)
+            pending = await line.submit("echo", wait(1), TIMEOUT_S)
+            await asyncio.sleep(0.3)
             proxy.reset()
             await pending.result()
 
@@ -273,7 +282,11 @@ async def test_a_server_that_is_gone_fails_everything_together_and_then_at_once(
 
 
 async def test_a_line_that_rested_while_the_server_was_away_for_long_asks_before_it_gives_up(echo: Server):
-    async with Proxy(echo.url) as proxy, TritonClient(proxy.url, reconnect_s=0.2) as client, client.line() as line:
+    async with (
+        Proxy(echo.url) as proxy,
+        TritonClient(proxy.url, reconnect_s=0.2) as client,
+        client.line(decoupled=True) as line,
+    ):
         await line.call("echo", wait(0), TIMEOUT_S)
         proxy.reset()
         await asyncio.sleep(0.6)
