@@ -1,6 +1,6 @@
 """A trace as a Gantt chart: per segment every stage of both branches on one wall-clock axis, as geometry and as a PNG.
 
-`lay_out` places bars, lines and texts in pixels; `write_gantt` draws them. `polylip.client.html_report` draws the same
+`lay_out` places bars, lines and texts in pixels; `write_gantt` draws them. `polylip.client.html_parts` draws the same
 chart as SVG. Colours are those of Okabe and Ito, which the colour-blind can tell apart.
 """
 

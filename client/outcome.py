@@ -18,11 +18,9 @@ from polylip.client.options import DubOptions
 from polylip.client.parts import PartsWriter
 from polylip.client.pipeline import Pipeline
 from polylip.client.report import write_report
-from polylip.client.results import FaceSample, Report, SegmentResult, Status, VoiceUsed
+from polylip.client.results import STAND_INS, FaceSample, Report, SegmentResult, Status, VoiceUsed
 from polylip.client.speaker import parse_wish
 from polylip.client.subtitles import write_subtitles
-
-STAND_INS = {"synthesize": "espeak-ng", "lips": "onnxruntime"}  # rules, no trained networks
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any
 
 from polylip.client.ring import Box
 
+STAND_INS = {"synthesize": "espeak-ng", "lips": "onnxruntime"}  # model -> engine: rules, no trained networks
+
 
 class Status(StrEnum):
     """How a segment ended. A segment ends exactly once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +25,7 @@ from polylip.client.faces import AFTER_MS, BEFORE_MS, KEY_FRAMES_PER_CHUNK
 from polylip.client.live.call import CallReport, CallStatus, call, check_call
 from polylip.client.live.call_command import call as call_command
 from polylip.client.live.call_command import paired
+from polylip.client.live.leave import participant_page
 from polylip.client.live.options import LiveOptions
 from polylip.client.results import Status
 from polylip.client.server import ServerChoice
@@ -99,7 +101,10 @@ def run(clips: list[Path], server: Server, tmp_path_factory: pytest.TempPathFact
     outputs = [folder / f"{name}.mp4" for name in NAMES]
     before, statuses = requests(server), []
     eve = options(folder / "missing.mp4", folder / "eve.mp4", server)
-    participants = {name: options(clip, out, server) for name, clip, out in zip(NAMES, clips, outputs, strict=True)}
+    participants = {
+        name: options(clip, out, server, report=participant_page(folder / "call.json", name))
+        for name, clip, out in zip(NAMES, clips, outputs, strict=True)
+    }
     report = asyncio.run(call({**participants, "eve": eve}, statuses.append))
     return Run(report, outputs, requests(server) - before, statuses)
 
@@ -161,6 +166,15 @@ def test_the_server_is_asked_for_the_one_who_has_the_floor_alone(run: Run):
         assert 0 < run.asked[model] <= total[model], "by the server's own count"
     assert 0 < run.asked["speech"] <= total["speech"] + 2  # whether the languages can be done at all
     assert run.asked["transcribe"] <= total["recogniser"] + run.asked["speech"]
+
+
+def test_each_leaves_a_page_of_the_own_segments(run: Run):
+    folder = run.outputs[0].parent
+    assert sorted(path.name for path in folder.glob("call.*")) == [f"call.{name}.html" for name in NAMES]
+    for name in NAMES:
+        page = participant_page(folder / "call.json", name).read_text()
+        [said] = [s for s in run.report.participants[name].segments if s.status is Status.DUBBED]
+        assert html.escape(said.source_text) in page and html.escape(said.target_text) in page
 
 
 def test_nothing_is_late_and_all_have_the_same_delay(run: Run):

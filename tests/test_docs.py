@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -44,6 +45,18 @@ def test_every_command_of_a_page_runs(page: Path, demo_clip: Path, tmp_path: Pat
             check=False,
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+    if page.name == "live.md":
+        assert_report_left(tmp_path / "live.json")
+
+
+def assert_report_left(path: Path) -> None:
+    """A live job leaves JSON, a chart, and a page that names every segment."""
+    segments = json.loads(path.read_text())["segments"]
+    page = path.with_suffix(".html").read_text()
+    assert segments and path.with_suffix(".png").stat().st_size > 0
+    for segment in segments:
+        assert html.escape(segment["source_text"]) in page
+        assert f"<td>{segment['start_ms'] / 1000:.2f}-{segment['end_ms'] / 1000:.2f}</td>" in page
 
 
 def test_make_targets_named_in_the_docs_exist():

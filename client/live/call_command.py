@@ -36,9 +36,9 @@ from polylip.client.exits import EXIT_INTERRUPTED, EXIT_UNUSABLE, err, fail, int
 from polylip.client.live.call import CallReport
 from polylip.client.live.call import call as run_call
 from polylip.client.live.command import print_summary, stop_on_interrupt
+from polylip.client.live.leave import check_report_path, leave_call_report, participant_page
 from polylip.client.live.options import DELAY_S, LiveOptions
 from polylip.client.live.status import StatusDisplay
-from polylip.client.report import write_report
 from polylip.client.server import ServerChoice
 from polylip.client.vad import VadChoice
 from polylip.serving.isochrony import Fit
@@ -70,7 +70,7 @@ def call(
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
-    report: Annotated[Path | None, typer.Option(help="Write what happened to this file, as JSON")] = None,
+    report: Annotated[Path | None, typer.Option(help="JSON of what happened; beside it a page each")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the state as a line of JSON twice a second")] = False,
 ) -> None:
     """Dub people who speak in turn: each has a source and an output, and whoever has the floor is dubbed there.
@@ -80,6 +80,8 @@ def call(
 
     Example: polylip call --to es --in ann=rtmp://127.0.0.1/ann --out ann.mp4 --in bob=talk.mp4 --out bob.mp4
     """
+    if report is not None:
+        check_report_path(report)
     server = ServerChoice(url, profile, tls(tls_ca, tls_cert, tls_key), math.inf)
     participants = {
         name: LiveOptions(
@@ -93,6 +95,7 @@ def call(
             listen=listen,
             sink_listen=output_listen,
             duration_s=duration,
+            report=None if report is None else participant_page(report, name),
             mark=mark,
         )
         for name, source, sink, language in paired(sources, sinks, to)
@@ -101,7 +104,7 @@ def call(
     with interruptible("ended at once", EXIT_INTERRUPTED), StatusDisplay(err, sys.stdout if as_json else None) as shown:
         result = asyncio.run(_until_interrupted(participants, shown))
     if report is not None:
-        write_report(result, report)
+        leave_call_report(result, report)
     if not as_json:
         _print_summary(result, Console(stderr=any(sink in ("-", "pipe:1") for sink in sinks)))
     if result.errors:

@@ -35,6 +35,7 @@ from polylip.client.cli_options import (
 from polylip.client.closing import Policy
 from polylip.client.exits import EXIT_INTERRUPTED, err, interruptible
 from polylip.client.live.job import live as run_live
+from polylip.client.live.leave import check_report_path
 from polylip.client.live.options import DELAY_S, LiveOptions
 from polylip.client.live.report import LiveReport
 from polylip.client.live.status import StatusDisplay
@@ -68,7 +69,9 @@ def live(
     tls_ca: TlsCa = None,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
-    report: Annotated[Path | None, typer.Option(help="JSON of what happened; a Gantt chart beside it")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="JSON of what happened; beside it a page (.html), a chart (.png)")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the state as a line of JSON twice a second")] = False,
 ) -> None:
     """Dub SOURCE while it runs, and show it a fixed delay later. Ctrl-C ends it; what has come is still shown.
@@ -77,6 +80,8 @@ def live(
 
     Example: polylip live rtmp://127.0.0.1:1935/cam --listen --to es -o dubbed.m3u8
     """
+    if report is not None:
+        check_report_path(report)
     options = LiveOptions(
         source,
         output,

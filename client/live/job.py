@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from polylip.client.errors import InputError
-from polylip.client.gantt import write_gantt
 from polylip.client.ladder import Ladder
 from polylip.client.live.floor import Seat
+from polylip.client.live.leave import leave_report
 from polylip.client.live.options import LiveOptions, check_live_options
 from polylip.client.live.playout import Keeper, Playout
 from polylip.client.live.report import LagMeter, LiveReport, spread, status_counts
@@ -29,7 +29,6 @@ from polylip.client.marking import container_tags
 from polylip.client.media_out import output_channels, output_sample_rate
 from polylip.client.options import check_languages
 from polylip.client.pipeline import ENGINE_MODELS, Pipeline, Plan, first_cause
-from polylip.client.report import write_report
 from polylip.client.results import SegmentResult, Status
 from polylip.client.segmentation import Segmenter
 from polylip.client.server import running_client
@@ -184,9 +183,8 @@ class LiveJob:
 
     def _leave_report(self) -> LiveReport:
         report = self._report()
-        if (path := self._options.report) is not None:
-            write_report(report, path)
-            write_gantt(self.pipeline.trace, report.segments, path.with_suffix(".png"))
+        if self._options.report is not None:
+            leave_report(report, self.pipeline.trace, self._options.report)
         return report
 
     async def _end_source(self, stop: asyncio.Event, started_s: float) -> None:
