@@ -26,9 +26,8 @@ from polylip.client.segmentation import (
     ("probability", "waits_ms", "closed_by"),
     [
         (0.95, 300, Closing.SENTENCE),
-        (0.75, 500, Closing.SENTENCE),
-        (0.55, 800, Closing.SENTENCE),
-        (0.1, 1200, Closing.SILENCE),
+        (0.55, 400, Closing.SENTENCE),
+        (0.1, 800, Closing.SILENCE),
         (None, 500, Closing.SILENCE),
     ],
 )
@@ -44,10 +43,10 @@ def test_the_surer_a_sentence_is_the_sooner_it_closes(probability, waits_ms, clo
 
 
 def test_a_hesitation_within_a_sentence_does_not_cut_it():
-    segments, _ = hold(Talk(LONG, 0.8, "because of its age"), {LONG + " because of its age": 0.95})
+    segments, _ = hold(Talk(LONG, 0.7, "because of its age"), {LONG + " because of its age": 0.95})
     assert [s.closed_by for s in segments] == [Closing.SENTENCE]
     assert segments[0].known_text == (LONG + " because of its age").capitalize()
-    by_silence, _ = hold(Talk(LONG, 0.8, "because of its age"), {}, Policy.SILENCE)
+    by_silence, _ = hold(Talk(LONG, 0.7, "because of its age"), {}, Policy.SILENCE)
     assert len(by_silence) == 2
 
 
@@ -123,7 +122,7 @@ def test_a_second_look_makes_a_short_segment_only_when_it_is_sure(probability, s
 
 
 def test_an_unlikely_pause_gets_no_second_look():
-    _, questions = hold(Talk(LONG, 0.3, LONG), {LONG: 0.1, f"{LONG} {LONG}": 0.95})
+    _, questions = hold(Talk(LONG, 0.3, LONG), {f"{LONG} {LONG}": 0.95})
     assert [q.asked for q in questions] == [Asked.PAUSE, Asked.PAUSE]
 
 
