@@ -6,6 +6,7 @@ to be *added to the sound's* timestamps, positive when the picture is late. docs
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections import deque
 from dataclasses import dataclass
@@ -159,20 +160,17 @@ class _Leg:
     def at(self, at_ns: int) -> int:
         return self.moving_ns(at_ns) + self.skewed_ns(at_ns)
 
-    def goal_at(self, at_ns: int) -> int:
-        """As if the moving part had arrived."""
-        return self.goal_ns + self.skewed_ns(at_ns)
-
 
 class SyncCorrector:
     """Decides from the source's offsets when, and by how much, its sound is to be moved against its picture.
 
     Offsets are those of the timestamps as they came, without any correction. A correction that was asked for is never
-    revised: changes begin at the latest time that was asked for, or later.
+    revised: changes begin at the latest time that was asked for, or later. Any thread may ask or tell.
     """
 
     def __init__(self, jitter: np.random.Generator | None = None) -> None:
         self._random = jitter or np.random.default_rng()
+        self._lock = threading.Lock()  # the sound is moved in one thread and measured in another
         self._legs: list[_Leg] = [_Leg(0, 0, 0, Fraction(0))]
         self._asked_ns = 0
         self._offsets: deque[float] = deque(maxlen=MEDIAN_OF)
@@ -194,8 +192,9 @@ class SyncCorrector:
 
     def correction_ns(self, at_ns: int) -> int:
         """The same exactly, for resamplers."""
-        self._asked_ns = max(self._asked_ns, at_ns)
-        return self._leg(at_ns).at(at_ns)
+        with self._lock:
+            self._asked_ns = max(self._asked_ns, at_ns)
+            return self._leg(at_ns).at(at_ns)
 
     @property
     def state(self) -> SyncState:
@@ -227,33 +226,37 @@ class SyncCorrector:
 
     def observe(self, at_ms: float, offset_ms: float | None) -> None:
         """The window that was due, as measured at a media time; None: unclear."""
-        self._last_ms = at_ms
-        if self._attempt is not None:
-            self._try(at_ms, offset_ms)
-        elif offset_ms is not None:
-            self._judge(at_ms, offset_ms)
+        with self._lock:
+            self._last_ms = at_ms
+            if self._attempt is not None:
+                self._try(at_ms, offset_ms)
+            elif offset_ms is not None:
+                self._judge(at_ms, offset_ms)
 
     def restart(self, at_ms: float) -> None:
         """The source's timestamps start anew: what is known of its offset does not hold any more."""
-        self._resync(at_ms)
+        with self._lock:
+            self._resync(at_ms)
 
     def pause(self, start_ms: float, end_ms: float) -> None:
         """Nobody speaks in between: a large correction may be made there, unless it was asked for already."""
-        at_ns = self._free_ns(start_ms)
-        if self._step_ns is not None and at_ns <= to_ns(end_ms):
-            self._turn(at_ns, self._step_ns, at_once=True)
-            self.steps += 1
-            self._step_ns = None
+        with self._lock:
+            at_ns = self._free_ns(start_ms)
+            if self._step_ns is not None and at_ns <= to_ns(end_ms):
+                self._turn(at_ns, self._step_ns, at_once=True)
+                self.steps += 1
+                self._step_ns = None
 
     def skew(self, at_ms: float, ppm: float) -> None:
         """The picture falls behind the sound by so many microseconds per second, from a time on."""
-        at_ns = self._free_ns(at_ms)
-        leg = self._leg(at_ns)
-        here = leg.skewed_ns(at_ns)
         rate = Fraction(round(ppm * 1000), 1_000_000_000)
-        self._append(_Leg(at_ns, leg.moving_ns(at_ns) + here, leg.goal_ns + here, rate))
-        if self._step_ns is not None:
-            self._step_ns += here
+        with self._lock:
+            at_ns = self._free_ns(at_ms)
+            leg = self._leg(at_ns)
+            here = leg.skewed_ns(at_ns)
+            self._append(_Leg(at_ns, leg.moving_ns(at_ns) + here, leg.goal_ns + here, rate))
+            if self._step_ns is not None:
+                self._step_ns += here
 
     def _judge(self, at_ms: float, offset_ms: float) -> None:
         self._unsynced = False
@@ -284,11 +287,10 @@ class SyncCorrector:
         return self._running[name]
 
     def _goal_ms(self, at_ms: float) -> float:
-        """The correction at a time, as far as it is decided."""
-        at_ns = to_ns(at_ms)
-        if self._step_ns is not None:
-            return (self._step_ns + self._leg(at_ns).skewed_ns(at_ns)) / NS_PER_MS
-        return self._leg(at_ns).goal_at(at_ns) / NS_PER_MS
+        """The correction that is decided last, as if it held at a time: estimates come seconds behind the sound."""
+        at_ns, leg = to_ns(at_ms), self._legs[-1]
+        goal_ns = leg.goal_ns if self._step_ns is None else self._step_ns
+        return (goal_ns + leg.skewed_ns(at_ns)) / NS_PER_MS
 
     def _correct(self, at_ms: float, rest_ms: float) -> None:
         self.corrections += 1
@@ -305,6 +307,7 @@ class SyncCorrector:
     def _resync(self, at_ms: float) -> None:
         self._attempt, self._unsynced = 0, False
         self._not_before_ms = at_ms
+        self._step_ns = None
         self._offsets.clear()
         self._scatter.clear()
         self._running.clear()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from polylip.client.closing import Policy
+from polylip.client.closing import Closing, Policy
 from polylip.client.ladder import Level, Pressure
 from polylip.client.mix import AudioBed, Float32
 from polylip.client.pacing import Pacing
@@ -129,7 +129,8 @@ class Listener:
         """A file waits while the queue is full; a live source cannot."""
         dub = self._timeline.add(segment)
         self._trace.closed(segment.id, segment.start_ms, segment.end_ms)
-        self._pacing.segment_closed(self._segmenter.heard_ms)
+        if segment.closed_by not in (Closing.FORCED, Closing.SECOND_LOOK):  # somebody is speaking
+            self._pacing.segment_closed(self._segmenter.heard_ms)
         if self._pacing.live and waiting.full():
             self._timeline.end(dub, Status.TOO_LATE, f"{waiting.maxsize} segments before it still waited")
             self._pacing.missed(Pressure.SPEECH, f"no room for segment {segment.index + 1}")

@@ -28,6 +28,7 @@ from polylip.client.quality import QualityMeter
 from polylip.client.render_state import FaceSamples, PartEnds, PictureState, Prepared, RenderCounts, SeenFaces
 from polylip.client.results import FaceSample, HideReason
 from polylip.client.ring import Face, FrameRing, Slot
+from polylip.client.source_watch import SourceWatch
 from polylip.client.speaker import Choice, SpeakerChooser
 from polylip.client.sync import OffsetMeter, SourceSync
 from polylip.client.timeline import Dub, Timeline
@@ -100,6 +101,7 @@ class Renderer:
         self._pacing = pacing or Pacing()
         self._trace = trace or Trace()
         self.source_sync = source_sync or SourceSync()
+        self._watch = SourceWatch(self.source_sync)
         self._parts = parts
         self._damaged_before = 0
         self._seen = SeenFaces()
@@ -200,6 +202,8 @@ class Renderer:
             safe_ms = self._timeline.safe_ms
             await self._choose_faces(slots, safe_ms)
             slots += self._ring.take(self._batch - 1, safe_ms)
+            self._watch.take(slots)
+        await self._watch.measure(self._ring)
         return slots
 
     async def _choose_faces(self, slots: list[Slot], before_ms: float) -> None:
@@ -213,7 +217,7 @@ class Renderer:
             frames = [*self._taken, *slots, *self._ring.settled()]
             within = [slot for slot in frames if segment.start_ms <= slot.time_ms < segment.end_ms]
             choice = await asyncio.to_thread(self._chooser.choose, within, segment)
-            await asyncio.to_thread(self.source_sync.hear, segment, within, choice)
+            self._watch.add(segment, choice, [*self._taken, *slots])
             self._choices[segment.id] = choice
             dub.result.face_id, dub.result.face_choice = choice.face_id, choice.reason
 

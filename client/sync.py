@@ -335,6 +335,7 @@ class SourceSync:
         self.corrector = corrector or SyncCorrector()
         self._meter = SourceMeter()
         self._applied = applied
+        self._since_ms = float("-inf")  # what was spoken before does not count any more
         self._offsets_ms: list[float | None] = []
 
     def hear(self, segment: Segment, slots: Sequence[Slot], choice: Choice) -> None:
@@ -345,6 +346,8 @@ class SourceSync:
         if self._applied:
             sound = sound.moved(-np.array([self.corrector.correction_ms(time_ms) for time_ms in sound.times_ms]))
         for piece in pieces(sound.slope(), mouth):
+            if piece.start_ms < self._since_ms:
+                continue
             self._meter.take(piece)
             window_ms = self.corrector.due(piece.end_ms, self._meter.known_ms)
             if window_ms is not None:
@@ -354,6 +357,7 @@ class SourceSync:
 
     def restart(self, at_ms: float) -> None:
         """The source's timestamps start anew, as after a lost connection."""
+        self._since_ms = at_ms
         self._meter.forget()
         self.corrector.restart(at_ms)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from polylip.client.drift import SyncCorrector, relative_skew_ppm
 from polylip.client.listening import SoundReader
 from polylip.client.live.source import LiveSource
@@ -84,5 +82,5 @@ class LiveSync:
             "corrections": corrector.corrections,
             "steps": corrector.steps,
             "resyncs": corrector.resyncs,
-            "skew_ppm": np.nan if self.skew_ppm is None else self.skew_ppm,
+            "skew_ppm": self.skew_ppm,
         }
