@@ -44,8 +44,13 @@ class Reportable(Protocol):
 
 
 def write_report(report: Reportable, path: Path) -> Path:
-    """Write `report` as JSON: UTF-8, floats rounded to 3 decimals, NaN and infinity as null."""
-    text = json.dumps(_plain(report.to_dict()), ensure_ascii=False, indent=2, allow_nan=False)
+    """Write `report` as JSON."""
+    return write_json(report.to_dict(), path)
+
+
+def write_json(content: dict[str, Any], path: Path) -> Path:
+    """UTF-8, floats rounded to 3 decimals, NaN and infinity as null."""
+    text = json.dumps(_plain(content), ensure_ascii=False, indent=2, allow_nan=False)
     return write_atomic(path, f"{text}\n".encode())
 
 

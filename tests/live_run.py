@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from polylip.client.live.status import LiveStatus
 from polylip.client.results import SegmentResult, Status
 from polylip.client.server import ServerChoice
 from polylip.client.wishes import SpeechWishes
+from polylip.perf.slow_models import slow_repository
 from polylip.serving.launcher import Server, ServerOptions, start_server
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
@@ -29,26 +29,6 @@ END_S = 12.0  # for a job to end behind its last picture: a frozen server is ask
 MAX_LAG_MS = 500.0  # what is rendered ahead of its time (LEAD_S); more and a player would stutter
 MAX_GROWTH_MS = 250.0  # of the lag over a whole run, as its slope says
 PASSED = (Status.ERROR, Status.TOO_LATE, Status.PASSED, Status.CAPTIONED, Status.NO_SPEECH)  # the original is heard
-
-# A model whose every pass takes so many times as long while a file is there.
-SLOW = """
-
-import pathlib as _pathlib
-import time as _time
-
-_execute = TritonPythonModel.execute
-
-
-def _slowly(self, requests):
-    began = _time.monotonic()
-    answers = _execute(self, requests)
-    if _pathlib.Path({flag!r}).exists():
-        _time.sleep(({factor} - 1) * (_time.monotonic() - began))
-    return answers
-
-
-TritonPythonModel.execute = _slowly
-"""
 
 
 @dataclass
@@ -118,10 +98,7 @@ async def run_live(url: str, clip: Path, output: Path, script: Script, *, delay_
 
 def slow_server(folder: Path, model: str, factor: float) -> tuple[Server, Path]:
     """A server one of whose models takes `factor` times as long while the file is there."""
-    repository, flag = folder / "repository", folder / "slow"
-    shutil.copytree(REPOSITORY, repository)
-    adapter = repository / model / "1" / "model.py"
-    adapter.write_text(adapter.read_text() + SLOW.format(flag=str(flag), factor=factor))
+    repository, flag = slow_repository(REPOSITORY, folder, {model: factor})
     options = ServerOptions(model_repository=repository, log_path=folder / "server.log")
     return start_server(options), flag
 
