@@ -15,6 +15,7 @@ import pytest
 
 from polylip.perf import networks, picture, segmentation_report, soak, speech
 from polylip.perf.bench import markdown
+from polylip.perf.demo_clip import make_demo_clip
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -23,14 +24,20 @@ BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_HERE = ("make",)
 
 
+@pytest.fixture(scope="module")
+def talk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Short, as the pages dub it twenty times."""
+    return make_demo_clip(tmp_path_factory.mktemp("talk") / "talk.mp4", seconds=7, size=(640, 360))
+
+
 def blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text())
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_runs(page: Path, demo_clip: Path, tmp_path: Path):
-    shutil.copy(demo_clip, tmp_path / "talk.mp4")
+def test_every_command_of_a_page_runs(page: Path, talk: Path, tmp_path: Path):
+    shutil.copy(talk, tmp_path / "talk.mp4")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for language, text in blocks(page):
         lines = [line for line in text.splitlines() if not line.startswith(NOT_HERE)]

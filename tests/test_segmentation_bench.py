@@ -249,6 +249,7 @@ def test_the_page_shows_the_committed_results():
     result = json.loads((ROOT / "perf" / "results" / "segmentation.json").read_text(encoding="utf-8"))
     page = (ROOT / "docs" / "segmentation-results.md").read_text(encoding="utf-8")
     assert markdown(result) in page and examples(result) in page
+    assert {policy: result[policy] for policy in Policy} == segmentation.headlines(result["languages"])
     for policy in ("silence", "semantic"):
         for language in ("en", "es"):
             row = result["languages"][language][policy]

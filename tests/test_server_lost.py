@@ -25,7 +25,7 @@ from polylip.serving.launcher import Server
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Long enough that the client cannot have read it all when the first frames are written."""
-    return make_demo_clip(tmp_path_factory.mktemp("clip") / "talk.mp4", seconds=60)
+    return make_demo_clip(tmp_path_factory.mktemp("clip") / "talk.mp4", seconds=60, size=(640, 360))
 
 
 def kill(server: Server) -> None:
