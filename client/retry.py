@@ -58,4 +58,7 @@ async def retrying(
         before_sleep=count,
         reraise=True,
     )
-    return await tries(once)
+    try:
+        return await tries(once)
+    finally:
+        tries.iter_state.reset()  # its steps and itself hold each other, and with them what the request was made of

@@ -182,3 +182,19 @@ class TestOutbox:
             box.need_key()
         assert self.left(box) == [("video", 1), ("audio", 1)]
         assert box.dropped == 2
+
+    def test_when_all_that_is_left_must_be_dropped_the_end_has_come(self):
+        """The last packets are late, and no key frame follows: nobody else wakes who waits."""
+        box, waited = self.box(("video", 0, False), ("audio", 0, True)), []
+
+        def wait() -> None:
+            with box.changed:
+                waited.append(box.wait())
+
+        with box.changed:
+            box.need_key()
+            box.complete()
+        thread = threading.Thread(target=wait, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert waited == [None] and box.finished and box.dropped == 2

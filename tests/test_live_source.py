@@ -214,6 +214,20 @@ def test_a_stream_that_stalls_ends_with_one_line(clip: Path, tmp_path: Path, mon
         source.close()
 
 
+def test_when_a_connection_ends_all_that_came_is_seen_at_once(clip: Path, tmp_path: Path):
+    """Decoders hold pictures back; those are due before another connection comes, or none does."""
+    stream = write_ts(clip, tmp_path / "in.ts")
+    with tcp_server(lambda connection: connection.sendall(stream)) as port:
+        source = LiveSource.open(f"tcp://127.0.0.1:{port}", reconnect_s=8)
+        try:
+            began_s, reader, pictures = time.monotonic(), source.pictures(), 0
+            while pictures < FRAMES - 1:  # how long the very last one stands is not known yet
+                pictures += len(reader.read(1))
+            assert source.ended is None and time.monotonic() - began_s < 6
+        finally:
+            source.close()
+
+
 @pytest.mark.parametrize("address", ["rtmp://127.0.0.1:{}/live", "tcp://127.0.0.1:{}"])
 def test_waiting_for_a_sender_can_be_given_up(address: str):
     source = LiveSource(address.format(free_port()), listen=True)

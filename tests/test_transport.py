@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -230,6 +233,26 @@ async def test_a_connection_at_rest_stays(echo: Server):
         await asyncio.sleep(4)
         await line.call("echo", wait(0), TIMEOUT_S)
         assert line.lost is None and line.reopened == 0
+
+
+async def test_what_a_request_was_made_of_is_let_go_at_once():
+    """Not when the collector of cycles comes: pictures would wait for that by the megabyte."""
+
+    class Pictures:
+        pass
+
+    async def attempt(pictures: Pictures) -> Pictures:
+        return pictures
+
+    pictures = Pictures()
+    held = weakref.ref(pictures)
+    gc.disable()
+    try:
+        await retrying(partial(attempt, pictures), deadline=asyncio.get_running_loop().time() + TIMEOUT_S)
+        del pictures
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @KINDS

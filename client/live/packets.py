@@ -36,14 +36,18 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Item:
-    """One packet."""
+    """One packet, or the mark that a connection has ended: what its decoder holds is due now."""
 
-    packet: Any  # av.Packet
+    packet: Any  # av.Packet; None: the mark
     decoding: Decoding
     time_s: Fraction  # of the container's clock: presentation
     is_key: bool
     index: int = 0
     lasts_s: float = 0.0  # time that it adds to what is held
+
+    @property
+    def size(self) -> int:
+        return 0 if self.packet is None else int(self.packet.size)
 
 
 class PacketLane:
@@ -60,6 +64,7 @@ class PacketLane:
         self._handed_out = 0
         self._skipping = False  # up to the next key frame
         self._ended = False
+        self._decoding: Decoding | None = None  # of the newest packet
         self.newest_s: Fraction | None = None  # highest presentation time so far
         self.held_s = 0.0
         self.dropped = 0
@@ -72,6 +77,7 @@ class PacketLane:
                 self._changed.wait()
             if self._ended:
                 return
+            self._decoding = item.decoding
             step_s = 0.0 if self.newest_s is None else float(item.time_s - self.newest_s)
             self.newest_s = item.time_s if self.newest_s is None else max(self.newest_s, item.time_s)
             if self._skipping and not (item.is_key and not self._full()):
@@ -81,12 +87,20 @@ class PacketLane:
             lasts_s = min(max(0.0, step_s), LONGEST_STEP_S)
             self._items.append(replace(item, index=self._count, lasts_s=lasts_s))
             self._count += 1
-            self._bytes += item.packet.size
+            self._bytes += item.size
             self.held_s += lasts_s
             self.high_water_bytes = max(self.high_water_bytes, self._bytes)
             if not self._waits and self._full():
                 self._drop_group()
             self._changed.notify_all()
+
+    def mark_end(self) -> None:
+        """Of a connection; the next one may come only seconds later."""
+        with self._changed:
+            if self._decoding is not None and self.newest_s is not None:
+                self._items.append(Item(None, self._decoding, self.newest_s, is_key=False, index=self._count))
+                self._count += 1
+                self._changed.notify_all()
 
     def end(self, *, discard: bool = False) -> None:
         """Nothing comes any more; what is here can still be read, unless it is discarded."""
@@ -150,7 +164,7 @@ class PacketLane:
         self._changed.notify_all()
 
     def _forget(self, item: Item) -> None:
-        self._bytes -= item.packet.size
+        self._bytes -= item.size
         self.held_s -= item.lasts_s
 
 

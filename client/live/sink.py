@@ -167,11 +167,7 @@ class LiveSink:
     def _next_due(self) -> Held | None:
         """Waits for the next packet's time; None at the end."""
         with self._box.changed:
-            while not self._box.finished:
-                head = self._box.head()
-                if head is None:
-                    self._box.changed.wait_for(lambda: self._box.finished or self._box.head() is not None)
-                    continue
+            while (head := self._box.wait()) is not None:
                 late_s = self._late_s(head.time_s)
                 if late_s > MAX_LATE_S and not self._now and self._outlet.reopens:
                     self._box.drop_before(head.time_s + Fraction(late_s))

@@ -67,6 +67,11 @@ class Outbox:
             return self._heap[0]
         return None
 
+    def wait(self) -> Held | None:
+        """As `head`, once there is one; None at the end. What must be dropped first can be all that was left."""
+        self.changed.wait_for(lambda: self.head() is not None or self.finished)
+        return self.head()
+
     def pop(self) -> Held:
         """Take the head."""
         held = heapq.heappop(self._heap)

@@ -6,6 +6,7 @@ docs/live-media.md.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -136,6 +137,11 @@ class LiveSource:
         return VideoReader(self.info, pixel_format, LiveFrames(self._video.reader()))
 
     @property
+    def is_interrupted(self) -> bool:
+        """Whether nothing comes now, or ever."""
+        return self.lost is not None or self.ended is not None
+
+    @property
     def newest_ms(self) -> float:
         """Media time of the newest packet that has come."""
         times = [lane.newest_s for lane in self._lanes.values() if lane.newest_s is not None]
@@ -240,9 +246,12 @@ class LiveSource:
         except (av.error.ExitError, TimeoutError):
             return f"no data for {opened.read_timeout_s:g} s", True
         except (av.FFmpegError, OSError) as error:
-            return f"the connection broke ({reason(error)})", True
+            hung_up = getattr(error, "errno", None) == errno.EIO  # so FFmpeg calls the end of a connection
+            return "the sender hung up" if hung_up else f"the connection broke ({reason(error)})", True
         finally:
             opened.close()
+            for lane in self._lanes.values():
+                lane.mark_end()
 
     def _take(self, stream: Stream, packet: Any) -> None:
         now_s = time.monotonic()
@@ -338,7 +347,9 @@ class LiveSource:
             try:
                 frames = decoder.decode(item.packet)
             except av.FFmpegError:
-                continue
+                frames = []
+            if item.packet is None:  # another connection follows, if any
+                decoder = None
             if frames:
                 return frames[0], item
         if self._failure is not None:

@@ -38,7 +38,10 @@ class LiveFrames:
             if item.decoding is not self._decoding:
                 yield from self._rest()
                 self._decoding, self._decoder = item.decoding, make_decoder(item.decoding)
-            yield from self._decoded(item.packet)
+            if item.packet is None:
+                yield from self._rest()
+            else:
+                yield from self._decoded(item.packet)
         yield from self._rest()
 
     def _items(self) -> Iterator[Item | Silence]:
@@ -73,9 +76,10 @@ class LiveFrames:
             yield frame
 
     def _rest(self) -> Iterator[Any]:
-        """What the decoder still holds."""
+        """What the decoder still holds; the next packet gets a new one."""
         if self._decoder is not None:
             yield from self._decoded(None)
+            self._decoding = self._decoder = None
 
     def at_hand(self) -> bool:
         return self._packets.at_hand()
