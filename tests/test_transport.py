@@ -8,7 +8,6 @@ import json
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import grpc
@@ -238,18 +237,20 @@ async def test_a_connection_at_rest_stays(echo: Server):
 async def test_what_a_request_was_made_of_is_let_go_at_once():
     """Not when the collector of cycles comes: pictures would wait for that by the megabyte."""
 
-    class Pictures:
-        pass
+    class Request:
+        async def attempt(self) -> None:
+            pass
 
-    async def attempt(pictures: Pictures) -> Pictures:
-        return pictures
+        def count(self) -> None:
+            pass
 
-    pictures = Pictures()
-    held = weakref.ref(pictures)
+    request = Request()
+    held = weakref.ref(request)
     gc.disable()
     try:
-        await retrying(partial(attempt, pictures), deadline=asyncio.get_running_loop().time() + TIMEOUT_S)
-        del pictures
+        deadline = asyncio.get_running_loop().time() + TIMEOUT_S
+        await retrying(request.attempt, deadline=deadline, on_retry=request.count)
+        del request
         assert held() is None
     finally:
         gc.enable()
