@@ -22,6 +22,9 @@ Profile = Annotated[str, typer.Option(help="Engines to serve: lite (no download,
 FaceWish = Annotated[
     str | None, typer.Option(help="The face to re-lip: its id on the contact sheet, or a place from 0 to 1: 0.7,0.4")
 ]
+LiveFaceWish = Annotated[
+    str | None, typer.Option(help="The face to re-lip: a place from 0 to 1: 0.7,0.4, or its `face_id` in a report")
+]
 FitWish = Annotated[
     Fit, typer.Option(help="natural: may run over; tight: in between; strict: hurries to keep to its time")
 ]

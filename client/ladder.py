@@ -5,18 +5,17 @@ A job of a file never leaves Level.FULL.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
+from polylip.client.named_log import NamedLog
+
 HOLD_S = 1.0  # between two steps down: what is already under way must not count twice
 CALM_S = 10.0  # without any pressure before a step up ...
 MAX_CALM_S = 80.0  # ... twice as long after each step up that did not hold
 RELAPSE_S = 20.0  # a step up that is taken back within this time did not hold; a segment needs so long to be missed
-
-log = logging.getLogger("polylip.live")
 
 
 class Level(IntEnum):
@@ -71,8 +70,9 @@ class Step:
 class Ladder:
     """Goes down at once, one step at a time, and up again carefully."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, log: NamedLog | None = None) -> None:
         self._clock = clock
+        self._log = log or NamedLog(None)
         self._origin_s = clock()
         self._level = Level.FULL
         self._stepped_s = -HOLD_S  # times are since the origin
@@ -112,7 +112,7 @@ class Ladder:
         self._level = level
         self._stepped_s = step.at_s
         self.steps.append(step)
-        say = log.warning if step.after > step.before else log.info
+        say = self._log.warning if step.after > step.before else self._log.info
         say("%s -> %s (%s)", step.before.name.lower(), step.after.name.lower(), reason)
 
     def _now_s(self) -> float:

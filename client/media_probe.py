@@ -120,8 +120,8 @@ def describe(
     )
 
 
-def open_media(path: Path) -> Any:
-    """The av container of a local file. Raises InputError."""
+def check_file(path: Path) -> None:
+    """What can be seen of a local file without opening it. Raises InputError."""
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if path.is_dir():
@@ -130,6 +130,11 @@ def open_media(path: Path) -> Any:
         raise InputError(f"{path}: is a device or a pipe; name a video file")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: is empty (0 bytes)")
+
+
+def open_media(path: Path) -> Any:
+    """The av container of a local file. Raises InputError."""
+    check_file(path)
     try:
         # As a URL, so that a name such as `http:clip.mp4` is a name.
         return av.open(f"file:{path.absolute()}", options=OPEN_OPTIONS, metadata_errors="replace")

@@ -39,13 +39,14 @@ APERTIUM_PACKAGES = {
     ("en", "es"): "apertium-eng-spa",
     ("es", "en"): "apertium-eng-spa",
 }
-# Voices of espeak-ng 1.51, for where it is not installed to be asked.
+# Languages of the voices of espeak-ng 1.51, for where it is not installed to be asked.
 ESPEAK = frozenset(
     """
-    af am an ar as az ba be bg bn bs ca cs cv cy da de el en eo es et eu fa fi fr ga gd gn gu he hi hr ht hu hy ia id
-    io is it ja ka kk kl kn ko ku ky la lb lt lv mi mk ml mr ms mt my nb ne nl om or pa pl pt qu ro ru sd si sk sl sq sr
-    sv sw ta te th tk tn tr tt ug uk ur uz vi
-    """.split()  # noqa: SIM905  one string is easier to read than 91
+    af am an ar as az ba be bg bn bpy bs ca cs cv cy da de el en eo es et eu fa fi fr ga gd gn grc gu hak haw he hi hr
+    ht hu hy hyw ia id io is it ja jbo ka kk kl kn ko kok ku ky la lb lfn lt ltg lv mi mk ml mr ms mt my nb nci ne nl
+    nog om or pa pap pl pt qu quc qya ro ru sd shn si sjn sk sl smj sq sr sv sw ta te th tk tn tr tt ug uk ur uz vi yue
+    zh
+    """.split()  # noqa: SIM905  one string is easier to read than 110
 )
 
 

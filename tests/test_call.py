@@ -214,13 +214,16 @@ async def test_a_call_that_nobody_can_join_says_why(server: Server, tmp_path: Pa
 
 
 def test_what_cannot_be_a_call_is_refused(server: Server, tmp_path: Path):
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).write_bytes(b"not looked at")
+    a, b, p = (str(tmp_path / name) for name in ("a.mp4", "b.mp4", "p.mp4"))
     one = options(tmp_path / "a.mp4", tmp_path / "o.mp4", server)
     with pytest.raises(InputError, match="same sink"):
         check_call({"ann": one, "bob": one})
     with pytest.raises(InputError, match="too short for a call"):
-        check_call({"ann": LiveOptions("a.mp4", "o.mp4", SpeechWishes("auto", "es"), delay_s=4.0)})
+        check_call({"ann": LiveOptions(a, p, SpeechWishes("auto", "es"), delay_s=4.0)})
     with pytest.raises(InputError, match="one server and one delay"):
-        check_call({"ann": one, "bob": LiveOptions("b.mp4", "p.mp4", SpeechWishes("auto", "es"))})
+        check_call({"ann": one, "bob": LiveOptions(b, p, SpeechWishes("auto", "es"))})
     with pytest.raises(InputError, match="no name"):
         check_call({"a b": one})
 

@@ -72,7 +72,7 @@ def test_a_page_shows_how_a_live_job_went():
     trace, segments = live_run(3)
     segments[0].first_frame_after_ms, segments[0].av_offset_ms = 1234.0, -21.0
     segments[2].status, segments[2].message = Status.CAPTIONED, "the voice came too late"
-    made = live_page(live_report(segments, warnings=["the server was too slow 1 times"]), trace)
+    made = live_page(live_report(segments, warnings=["the server was too slow 1 time"]), trace)
     read, known = parsed(made), facts(made)
     assert known["segments"] == ("3", "2 dubbed, 1 captioned")
     assert known["length"][0] == "61.2 s"
@@ -86,7 +86,7 @@ def test_a_page_shows_how_a_live_job_went():
     assert "the sender has gone" in read.within("p")
     warned = read.within("li")
     assert "rules stand in for trained networks in synthesize (espeak-ng) and lips (onnxruntime)" in warned
-    assert "the server was too slow 1 times" in warned
+    assert "the server was too slow 1 time" in warned
     assert len(read.all("svg")) == 1 + 3
     assert shown(made).count(WORDS) >= 6
     cells = read.within("td")

@@ -6,22 +6,23 @@ Each participant has a source, a sink and a pipeline of its own; all share one s
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.text import Text
 
 from polylip.client.errors import InputError, PolylipError
 from polylip.client.live.floor import SETTLE_MS, Table
+from polylip.client.live.formats import place
 from polylip.client.live.job import STATUS_S, Engines, LiveJob, running_source, served_engines
-from polylip.client.live.options import WORK_S, LiveOptions, check_live_options
+from polylip.client.live.options import WORK_S, LiveOptions, check_live_options, same_file
 from polylip.client.live.report import LiveReport
 from polylip.client.live.status import LiveStatus
+from polylip.client.named_log import log
 from polylip.client.options import check_languages
 from polylip.client.segmentation import MIN_SEGMENT_MS
 from polylip.client.server import running_client
@@ -31,8 +32,6 @@ THREADS_EACH = 6  # sound and analysis wait for their source nearly always; lips
 # A chunk of faces is 1 s of frames and asks 0.4 s later; who has the floor is known SETTLE_MS behind it.
 MIN_DELAY_S = WORK_S + (MIN_SEGMENT_MS + SETTLE_MS) / 1000
 NAME = re.compile(r"[\w.-]{1,40}")
-
-log = logging.getLogger("polylip.live")
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,21 @@ def check_call(participants: Mapping[str, LiveOptions]) -> None:
             )
     if any((options.server, options.delay_s) != (jobs[0].server, jobs[0].delay_s) for options in jobs):
         raise InputError("the participants of a call share one server and one delay")
-    for what, places in (("source", [job.source for job in jobs]), ("sink", [job.sink for job in jobs])):
-        twice = next((place for place in places if places.count(place) > 1), None)
+    _check_own_ends(jobs)
+
+
+def _check_own_ends(jobs: list[LiveOptions]) -> None:
+    """That nobody writes where another one reads or writes. Raises InputError."""
+    for what, urls in (("source", [job.source for job in jobs]), ("sink", [job.sink for job in jobs])):
+        twice = next((url for url in urls if urls.count(url) > 1), None)
         if twice is not None and (what == "sink" or twice == "-"):
-            raise InputError(f"{twice}: two participants have the same {what}; give each its own")
+            raise InputError(f"{place(twice).label}: two participants have the same {what}; give each its own")
+    sources, sinks = [place(job.source) for job in jobs], [place(job.sink) for job in jobs]
+    for number, sink in enumerate(sinks):
+        if any(same_file(source, sink) for source in sources):
+            raise InputError(f"{sink.label}: an output and an input are the same file; choose another output")
+        if any(same_file(other, sink) for other in sinks[:number]):
+            raise InputError(f"{sink.label}: two participants have the same sink; give each its own")
 
 
 async def call(
@@ -100,7 +110,9 @@ async def call(
     first = next(iter(participants.values()))
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(THREADS_EACH * len(participants), "call"))
-    async with running_client(first.server, lambda stage: on_status(CallStatus(stage))) as client:
+    async with running_client(
+        first.server, lambda stage: on_status(CallStatus(stage, delay_s=first.delay_s))
+    ) as client:
         for wishes in dict.fromkeys(options.wishes for options in participants.values()):
             await check_languages(client, wishes)
         engines = await served_engines(client)
@@ -113,7 +125,7 @@ class Call:
     """The participants, until the last one has gone."""
 
     def __init__(self, participants: Mapping[str, LiveOptions], client: TritonClient, engines: Engines) -> None:
-        self._participants = participants
+        self._participants = {name: replace(options, name=name) for name, options in participants.items()}
         self._names = list(participants)
         self._client = client
         self._engines = engines
@@ -135,7 +147,7 @@ class Call:
 
     async def _take_part(self, name: str, stop: asyncio.Event) -> None:
         options = self._participants[name]
-        self._statuses[name] = LiveStatus("waiting for the source")
+        self._statuses[name] = LiveStatus("waiting for the source", delay_s=options.delay_s)
         try:
             async with running_source(options, stop) as source:
                 seat = self._table.seat(self._names.index(name), lambda: source.origin_s)

@@ -36,6 +36,7 @@ from polylip.client.exits import EXIT_INTERRUPTED, EXIT_UNUSABLE, err, fail, int
 from polylip.client.live.call import CallReport
 from polylip.client.live.call import call as run_call
 from polylip.client.live.command import print_summary, stop_on_interrupt
+from polylip.client.live.formats import PIPES
 from polylip.client.live.leave import check_report_path, leave_call_report, participant_page
 from polylip.client.live.options import DELAY_S, LiveOptions
 from polylip.client.live.status import StatusDisplay
@@ -80,8 +81,9 @@ def call(
 
     Example: polylip call --to es --in ann=rtmp://127.0.0.1/ann --out ann.mp4 --in bob=talk.mp4 --out bob.mp4
     """
+    parts = paired(sources, sinks, to)
     if report is not None:
-        check_report_path(report)
+        check_report_path(report, *(place for _, *places, _ in parts for place in places))
     server = ServerChoice(url, profile, tls(tls_ca, tls_cert, tls_key), math.inf)
     participants = {
         name: LiveOptions(
@@ -98,7 +100,7 @@ def call(
             report=None if report is None else participant_page(report, name),
             mark=mark,
         )
-        for name, source, sink, language in paired(sources, sinks, to)
+        for name, source, sink, language in parts
     }
     logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=err, show_path=False)])
     with interruptible("ended at once", EXIT_INTERRUPTED), StatusDisplay(err, sys.stdout if as_json else None) as shown:
@@ -106,7 +108,7 @@ def call(
     if report is not None:
         leave_call_report(result, report)
     if not as_json:
-        _print_summary(result, Console(stderr=any(sink in ("-", "pipe:1") for sink in sinks)))
+        _print_summary(result, Console(stderr=any(sink in PIPES for sink in sinks)), report)
     if result.errors:
         fail("; ".join(f"{name} left early: {why}" for name, why in result.errors.items()), EXIT_UNUSABLE)
 
@@ -136,10 +138,13 @@ async def _until_interrupted(participants: dict[str, LiveOptions], shown: Status
     return await run_call(participants, shown.show, stop_on_interrupt())
 
 
-def _print_summary(report: CallReport, console: Console) -> None:
+def _print_summary(report: CallReport, console: Console, path: Path | None) -> None:
     """A few lines for people."""
     for name, part in report.participants.items():
         turns = [turn for turn in report.turns if turn["participant"] == name]
         held_s = sum(turn["end_s"] - turn["start_s"] for turn in turns)
-        console.print(f"{name}: {len(turns)} turns, {held_s:.0f} s on the floor", highlight=False)
-        print_summary(part, console)
+        count = f"{len(turns)} turn{'s' if len(turns) != 1 else ''}"
+        console.print(f"{name}: {count}, {held_s:.0f} s on the floor", highlight=False)
+        print_summary(part, console, None if path is None else participant_page(path, name))
+    if path is not None:
+        console.print(f"report of the call: {path}", markup=False, highlight=False, soft_wrap=True)

@@ -16,10 +16,10 @@ from rich.logging import RichHandler
 
 from polylip.client.cli_options import (
     Consent,
-    FaceWish,
     FitWish,
     From,
     Glossary,
+    LiveFaceWish,
     Mark,
     Profile,
     Segmentation,
@@ -34,8 +34,9 @@ from polylip.client.cli_options import (
 )
 from polylip.client.closing import Policy
 from polylip.client.exits import EXIT_INTERRUPTED, err, interruptible
+from polylip.client.live.formats import PIPES
 from polylip.client.live.job import live as run_live
-from polylip.client.live.leave import check_report_path
+from polylip.client.live.leave import check_report_path, report_files
 from polylip.client.live.options import DELAY_S, LiveOptions
 from polylip.client.live.report import LiveReport
 from polylip.client.live.status import StatusDisplay
@@ -59,7 +60,7 @@ def live(
     duration: Annotated[float | None, typer.Option(help="Stop after so many seconds")] = None,
     url: Url = None,
     profile: Profile = "lite",
-    face: FaceWish = None,
+    face: LiveFaceWish = None,
     fit: FitWish = Fit.TIGHT,
     voice_consent: Consent = False,
     glossary: Glossary = None,
@@ -81,7 +82,7 @@ def live(
     Example: polylip live rtmp://127.0.0.1:1935/cam --listen --to es -o dubbed.m3u8
     """
     if report is not None:
-        check_report_path(report)
+        check_report_path(report, source, output)
     options = LiveOptions(
         source,
         output,
@@ -103,7 +104,7 @@ def live(
     with interruptible("ended at once", EXIT_INTERRUPTED), StatusDisplay(err, sys.stdout if as_json else None) as shown:
         result = asyncio.run(_until_interrupted(options, shown))
     if not as_json:
-        print_summary(result, Console(stderr=output in ("-", "pipe:1")))
+        print_summary(result, Console(stderr=output in PIPES), report)
 
 
 async def _until_interrupted(options: LiveOptions, shown: StatusDisplay) -> LiveReport:
@@ -125,8 +126,8 @@ def stop_on_interrupt() -> asyncio.Event:
     return stop
 
 
-def print_summary(report: LiveReport, console: Console) -> None:
-    """A few lines for people."""
+def print_summary(report: LiveReport, console: Console, path: Path | None = None) -> None:
+    """A few lines for people, the last ones on what was written; `path`: of the report on it."""
     ends = ", ".join(f"{count} {status}" for status, count in report.statuses.items()) or "no segments"
     lag, first = report.lag, report.first_frame_ms
     console.print(f"{report.duration_s:.0f} s, {ends}; ended: {report.ended}", highlight=False)
@@ -135,3 +136,6 @@ def print_summary(report: LiveReport, console: Console) -> None:
     console.print(kept + soon, highlight=False)
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
+    for what, files in (("output", [report.sink]), ("report", report_files(path) if path is not None else [])):
+        if files:
+            console.print(f"{what}: {', '.join(map(str, files))}", markup=False, highlight=False, soft_wrap=True)

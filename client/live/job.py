@@ -27,6 +27,7 @@ from polylip.client.live.status import LiveStatus
 from polylip.client.live.synced import LiveSync, SyncedSound
 from polylip.client.marking import container_tags
 from polylip.client.media_out import output_channels, output_sample_rate
+from polylip.client.named_log import NamedLog
 from polylip.client.options import check_languages
 from polylip.client.pipeline import ENGINE_MODELS, Pipeline, Plan, first_cause
 from polylip.client.results import SegmentResult, Status
@@ -49,10 +50,12 @@ async def live(
     A cancelled job ends at once.
     """
     check_live_options(options)
-    async with running_client(options.server, lambda stage: on_status(LiveStatus(stage))) as client:
+    async with running_client(
+        options.server, lambda stage: on_status(LiveStatus(stage, delay_s=options.delay_s))
+    ) as client:
         await check_languages(client, options.wishes)
         engines = await served_engines(client)
-        on_status(LiveStatus("waiting for the source"))
+        on_status(LiveStatus("waiting for the source", delay_s=options.delay_s))
         stop = stop or asyncio.Event()
         async with running_source(options, stop) as source:
             return await LiveJob(options, client, source, engines).run(on_status, stop)
@@ -75,7 +78,9 @@ async def served_engines(client: TritonClient) -> Engines:
 @contextlib.asynccontextmanager
 async def running_source(options: LiveOptions, stop: asyncio.Event) -> AsyncIterator[LiveSource]:
     """The job's source, once something comes from it. Raises InputError."""
-    source = LiveSource(options.source, paced=_paced(options), listen=options.listen, sound=options.sound_device)
+    source = LiveSource(
+        options.source, paced=_paced(options), listen=options.listen, sound=options.sound_device, name=options.name
+    )
     try:
         await _started(source, stop)
         yield source
@@ -132,7 +137,7 @@ class LiveJob:
         self._client = client
         self._source = source
         self._engines = engines
-        self.ladder = Ladder()
+        self.ladder = Ladder(log=NamedLog(options.name))
         self.sync = LiveSync(source)
         self.playout = Playout(
             lambda: source.origin_s, options.delay_s, self.ladder, seat=seat, on_closed=self.sync.paused
@@ -148,6 +153,7 @@ class LiveJob:
             format=options.sink_format,
             listen=options.sink_listen,
             tags=tags,
+            name=options.name,
         )
         plan = Plan(
             source.info,
@@ -165,7 +171,7 @@ class LiveJob:
     async def run(self, on_status: OnStatus, stop: asyncio.Event) -> LiveReport:
         """Until picture and sound have left. Raises InputError when the output cannot be written any more."""
         parts = self.pipeline
-        keeper = Keeper(self.playout, parts.timeline, parts.ring, parts.speech.give_up, lambda: parts.faces.is_asking)
+        keeper = Keeper(self.playout, parts.timeline, parts.ring, parts.speech.give_up, self._waits_for_faces)
         try:
             with first_cause():
                 async with asyncio.TaskGroup() as group:
@@ -180,6 +186,10 @@ class LiveJob:
         finally:
             await asyncio.to_thread(self.sink.discard)
         return await asyncio.to_thread(self._leave_report)
+
+    def _waits_for_faces(self) -> bool:
+        """Where the source stands still, frames lack those behind them, which is no fault of the server."""
+        return self.pipeline.faces.is_asking and not self._source.is_interrupted
 
     def _leave_report(self) -> LiveReport:
         report = self._report()
@@ -289,5 +299,6 @@ def _warnings(segments: list[SegmentResult], ladder: Ladder) -> list[str]:
     warnings = [] if segments else ["no speech found: picture and sound passed unchanged"]
     down = sum(step.after > step.before for step in ladder.steps)
     if down:
-        warnings.append(f"the server was too slow {down} times: what was left out is under `ladder` and in each status")
+        times = "time" if down == 1 else "times"
+        warnings.append(f"the server was too slow {down} {times}: what was left out is in `ladder` and in each status")
     return warnings

@@ -7,6 +7,10 @@ from pathlib import Path
 
 from polylip.client.closing import MAX_SEGMENT_MS, MIN_SEGMENT_MS, Policy
 from polylip.client.errors import InputError
+from polylip.client.live.formats import Place, place
+from polylip.client.live.sink_targets import outlet
+from polylip.client.live.source_open import Opener
+from polylip.client.media_probe import check_file
 from polylip.client.options import check_wishes
 from polylip.client.server import ServerChoice
 from polylip.client.vad import VadChoice
@@ -37,6 +41,7 @@ class LiveOptions:
     duration_s: float | None = None  # end after so much of the source
     report: Path | None = None
     mark: bool = True  # as AI-dubbed, in the container's tags
+    name: str | None = None  # of a participant of a call
 
     @property
     def max_segment_ms(self) -> int:
@@ -47,6 +52,7 @@ class LiveOptions:
 def check_live_options(options: LiveOptions) -> None:
     """What can be seen without opening anything. Raises InputError."""
     check_wishes(options.wishes, options.face, options.server.url)
+    _check_ends(options)
     shortest_s = WORK_S + MIN_SEGMENT_MS / 1000
     if not shortest_s <= options.delay_s <= MAX_DELAY_S:
         raise InputError(
@@ -55,3 +61,22 @@ def check_live_options(options: LiveOptions) -> None:
         )
     if options.duration_s is not None and options.duration_s <= 0:
         raise InputError(f"a duration of {options.duration_s:g} s is nothing; give more than 0, or leave it out")
+
+
+def _check_ends(options: LiveOptions) -> None:
+    """Whether there is a file to read, and something can be written. Raises InputError."""
+    source, sink = place(options.source), place(options.sink)
+    if source.scheme == "file":
+        check_file(source.path)
+    Opener(source, listen=options.listen, sound=options.sound_device)  # refuses to wait where nobody can send
+    outlet(sink, options.sink_format, listen=options.sink_listen, list_size=0, tags={}, timescale=1)
+    if same_file(source, sink):
+        raise InputError(f"{sink.label}: output and input are the same file; choose another output")
+
+
+def same_file(one: Place, other: Place) -> bool:
+    """Whether both are one local file, under whatever names."""
+    if one.scheme != "file" or other.scheme != "file":
+        return False
+    both = one.path.exists() and other.path.exists()
+    return one.path.samefile(other.path) if both else one.path.resolve() == other.path.resolve()

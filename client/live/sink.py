@@ -5,7 +5,6 @@ Media time t leaves at `origin_s` + t + `delay_s` of time.monotonic(), so that a
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,8 +21,7 @@ from polylip.client.live.sink_targets import SEGMENT_S, Target, open_target, out
 from polylip.client.media_in import MediaInfo
 from polylip.client.media_out import GLOBAL_HEADER, Encoders, Float32
 from polylip.client.media_probe import reason
-
-log = logging.getLogger("polylip.live")
+from polylip.client.named_log import NamedLog
 
 PRESET = "superfast"  # 5 ms of one core per 720p frame; veryfast takes 9 for 30 % fewer bits
 BITS_PER_PIXEL = 0.12  # cap of the bit rate: 2.8 Mbit/s at 720p25
@@ -47,11 +45,14 @@ class LiveSink:
         tags: Mapping[str, str] | None = None,
         bit_rate: int | None = None,
         preset: str = PRESET,
+        name: str | None = None,
     ) -> None:
         """`list_size`: segments that an HLS playlist keeps (0: all). `bit_rate`: cap of the picture's, bit/s.
+        `name`: whose it is in a call.
 
         Raises InputError where nothing can be written; connects when the first packet is due.
         """
+        self._log = NamedLog(name)
         ticks = info.video_time_base.denominator
         self._outlet = outlet(place(url), format, listen=listen, list_size=list_size, tags=tags or {}, timescale=ticks)
         self.label = self._outlet.place.label
@@ -212,7 +213,7 @@ class LiveSink:
             self._end_box()
             return
         if self.lost is None:
-            log.warning("%s: the receiver is away (%s); connecting again", self.label, why)
+            self._log.warning("%s: the receiver is away (%s); connecting again", self.label, why)
             self._pause_s = FIRST_PAUSE_S
         self.lost = why
         self._stopped.wait(self._pause_s)

@@ -7,7 +7,6 @@ docs/live-media.md.
 from __future__ import annotations
 
 import errno
-import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -25,8 +24,7 @@ from polylip.client.live.source_frames import LiveFrames, make_decoder
 from polylip.client.live.source_open import Opened, Opener, Stream
 from polylip.client.media_in import AudioReader, MediaInfo, VideoReader
 from polylip.client.media_probe import describe, probe_media, reason
-
-log = logging.getLogger("polylip.live")
+from polylip.client.named_log import NamedLog
 
 RECONNECT_S = 10.0  # an interruption that lasts longer ends the source
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 2.0  # between tries to connect again
@@ -57,8 +55,13 @@ class LiveSource:
         sound: str | None = None,
         reconnect_s: float = RECONNECT_S,
         readers: int = 2,
+        name: str | None = None,
     ) -> None:
-        """See `open`. Nothing is opened yet: so another thread can already `close`. Raises InputError."""
+        """See `open`. Nothing is opened yet: so another thread can already `close`. `name`: whose it is in a call.
+
+        Raises InputError.
+        """
+        self._log = NamedLog(name)
         self._place: Place = place(url)
         self.label = self._place.label
         scheme = self._place.scheme
@@ -217,7 +220,7 @@ class LiveSource:
         return f"{self._place.label}: {why}, and nothing more within {self._reconnect_s:g} s; check the sender"
 
     def _reopen(self, why: str) -> Opened | None:
-        log.warning("%s: %s; connecting again", self._place.label, why)
+        self._log.warning("%s: %s; connecting again", self._place.label, why)
         self.lost = why
         until, pause_s = time.monotonic() + self._reconnect_s, FIRST_PAUSE_S
         while (left_s := until - time.monotonic()) > 0 and not self._opener.wait_stopped(min(pause_s, left_s)):
@@ -274,7 +277,7 @@ class LiveSource:
         dropped = lane.dropped
         lane.put(Item(packet, stream.decoding, time_s, stream.kind == "audio" or bool(packet.is_keyframe)))
         if lane.dropped and not dropped:
-            log.warning("%s: the readers are too slow; whole groups of pictures are dropped", self._place.label)
+            self._log.warning("%s: the readers are too slow; whole groups of pictures are dropped", self._place.label)
 
     def _correct(self, kind: str, packet: Any, now_s: float) -> Fraction | None:
         """Put a packet on the rising clock; its decoding time. Files have checks of their own."""
@@ -287,7 +290,7 @@ class LiveSource:
             jumps = self._clock.jumps
             offset_s = self._clock.offset_s(kind, packet.dts * base, now_s)
             if self._clock.jumps > jumps:
-                log.warning("%s: the sender's clock jumped; the output's goes on evenly", self._place.label)
+                self._log.warning("%s: the sender's clock jumped; the output's goes on evenly", self._place.label)
         ticks = round(offset_s / base)
         if packet.pts is not None:
             packet.pts += ticks

@@ -32,7 +32,7 @@ class LiveStatus:
     def line(self) -> Text:
         """For a terminal."""
         minutes, seconds = divmod(int(self.media_s), 60)
-        text = Text(f"{self.state}  {minutes}:{seconds:02d}  delay {self.delay_s:.1f} s  ")
+        text = Text(f"{self.state}  {minutes}:{seconds:02d}  delay {self.delay_s:g} s  ")
         text.append(f"lag {self.lag_ms:.0f} ms", style="red" if self.lag_ms > LATE_MS else "")
         text.append(f"  ready {self.ready_s:.1f} s  ")
         text.append(self.level.replace("_", " "), style="green" if self.level == "full" else "yellow")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from polylip.client.drift import SyncCorrector, relative_skew_ppm
+from polylip.client.drift import SyncCorrector, SyncState, relative_skew_ppm
 from polylip.client.listening import SoundReader
 from polylip.client.live.source import LiveSource
 from polylip.client.mix import Float32
@@ -14,6 +14,7 @@ from polylip.client.sync import SourceSync
 from polylip.client.vad import SPEECH_RATE_HZ
 
 SKEW_S = 10.0  # between two looks at the clocks
+UNKNOWN = "unknown"  # nothing was measured, so nothing says whether sound and picture agree
 PAUSE_MS = 1000.0  # behind a closed segment in which a step is not heard
 
 
@@ -74,10 +75,11 @@ class LiveSync:
 
     def to_dict(self) -> dict[str, Any]:
         """For the report."""
-        corrector = self.corrector
+        corrector, windows = self.corrector, self.measured.windows
+        unknown = corrector.state is SyncState.SYNCED and not windows.measured
         return {
-            "windows": asdict(self.measured.windows),
-            "state": str(corrector.state),
+            "windows": asdict(windows),
+            "state": UNKNOWN if unknown else str(corrector.state),
             "correction_ms": corrector.correction_ms(self._source.newest_ms),
             "corrections": corrector.corrections,
             "steps": corrector.steps,
