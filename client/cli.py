@@ -99,7 +99,8 @@ def dub(
 ) -> None:
     """Dub INPUT into another language.
 
-    Beside the output: report.json, contact_sheet.png, and subtitles of both languages (.vtt, .srt).
+    Beside the output: report.json, report.html, gantt.png, contact_sheet.png, and subtitles of both languages
+    (.vtt, .srt).
 
     Example: polylip dub talk.mp4 --to es -o talk.es.mp4
     """

@@ -56,6 +56,7 @@ async def dub(options: DubOptions, on_progress: OnProgress = lambda progress: No
             await check_languages(client, options.wishes)
             engines = {model: await client.engine(model) for model in ENGINE_MODELS}  # now: later it may be lost
             check_engines(earlier, engines, options.output)
+            await asyncio.to_thread(writer.begin, engines)
             duration_ms = info.duration_s * 1000 if info.duration_s else None
             total = round(info.duration_s * info.frame_rate) if info.duration_s else None
             keeper = Keeper(workplace.journal, writer.end_part, engines, lambda: time.monotonic() - started, earlier)
@@ -72,6 +73,7 @@ async def dub(options: DubOptions, on_progress: OnProgress = lambda progress: No
             damaged_packets = await _run(pipeline, info, earlier)
             report = make_report(options, info, pipeline, keeper.wall_s(), engines, damaged_packets)
             report.versions["tritonserver"] = client.server_version
+            report.counters["runs"] = workplace.runs
         on_progress(Progress("writing", report.frames, report.frames))
         result = await asyncio.to_thread(finish, options, writer, report, pipeline, identity)
     finally:

@@ -74,6 +74,10 @@ class Journal:
             self._path(index).unlink(missing_ok=True)
             self._kept.discard(index)
 
+    def clear(self) -> None:
+        """Forget every dub."""
+        self.forget(max(self._kept, default=-1) + 1)
+
     def _path(self, index: int) -> Path:
         return self._folder / f"segment-{index}.zip"
 
@@ -81,6 +85,11 @@ class Journal:
         for path in self._folder.iterdir() if self._folder.is_dir() else ():
             if match := NAME.fullmatch(path.name):
                 yield int(match[1])
+
+
+def is_kept_dub(path: Path) -> bool:
+    """Whether it is a file of a journal, by its name."""
+    return NAME.fullmatch(path.name) is not None
 
 
 def packed_dub(dub: Dub, levels: Levels, detected_language: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from polylip.client.pipeline import Pipeline
 from polylip.client.report import write_report
 from polylip.client.results import STAND_INS, FaceSample, Report, SegmentResult, Status, VoiceUsed
 from polylip.client.speaker import parse_wish
-from polylip.client.subtitles import write_subtitles
+from polylip.client.subtitles import RENDERERS, UNKNOWN_LANGUAGE, write_subtitles
 
 
 @dataclass(frozen=True)
@@ -75,25 +76,45 @@ def finish(
     options: DubOptions, writer: PartsWriter, report: Report, run: Pipeline, identity: Identity | None
 ) -> DubResult:
     """Move the video into place and write its companions beside it."""
-    video = options.output
-    if missing_segments(report):
-        video = options.output.with_suffix(f".partial{options.output.suffix}")
+    video = _partial(options.output) if missing_segments(report) else options.output
     writer.finish(video)
     report.output = str(video)
     _mark(video, options, report, identity)
     folder, samples = video.parent, run.renderer.samples.kept
     source, sheet = options.input.absolute(), folder / "contact_sheet.png"  # absolute: av takes names for URLs
     try:
+        subtitles = write_subtitles(report.segments, video, report.source_language, report.target_language)
         files = [
             write_report(report, folder / "report.json"),
-            *write_subtitles(report.segments, video, report.source_language, report.target_language),
+            *subtitles,
             write_contact_sheet(source, video, samples, report.segments, sheet, duration_s=report.duration_s),
             write_gantt(run.trace, report.segments, folder / "gantt.png"),
             write_html_report(report, run.trace, folder / "report.html", {"Contact sheet": sheet}),
         ]
     except OSError as error:
         raise InputError(f"{video} is written, but not what belongs beside it ({error.strerror}); make room") from None
+    if options.resume and video == options.output:
+        _remove_partial(video, subtitles)
     return DubResult(report, video, files, samples)
+
+
+def _partial(output: Path) -> Path:
+    """The video's name where segments are missing in it."""
+    return output.with_suffix(f".partial{output.suffix}")
+
+
+def _remove_partial(output: Path, subtitles: list[Path]) -> None:
+    """What an earlier run wrote that lost its server; it may have ended before a language was heard."""
+    video = _partial(output)
+    if not video.is_file():
+        return
+    endings = [path.name.removeprefix(output.stem) for path in subtitles]
+    endings += [f".{UNKNOWN_LANGUAGE}.{extension}" for extension in RENDERERS]
+    with suppress(OSError):  # the dub is done all the same
+        for ending in endings:
+            video.with_name(video.stem + ending).unlink(missing_ok=True)
+        drop_sidecar(video)
+        video.unlink()
 
 
 def make_report(

@@ -64,6 +64,12 @@ class PartsWriter:
                 raise
         self._begin_part(workplace.marks.last_pts)
 
+    def begin(self, engines: dict[str, str]) -> None:
+        """The server's engines are known: from now on dubs that come whole are kept for a later run."""
+        with self._busy, refused_by_the_disk(self._path):
+            if not self._closed:
+                self._workplace.begin(engines)
+
     def write(self, pictures: Iterable[tuple[Any, float]], pcm: Float32) -> None:
         """Pictures (av.VideoFrame, time_ms) and the sound float32 (channels, n) that follows on the last call's."""
         with self._busy:

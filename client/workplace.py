@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from polylip.client.errors import InputError
-from polylip.client.journal import Journal
+from polylip.client.journal import Journal, is_kept_dub
 from polylip.client.options import DubOptions
 from polylip.client.snapshot import pack, rebuild, unpack, write_durable
 
 NAME_LENGTH = 40  # characters of the output's name in the folder's, so that a long name stays short enough
+CHECKPOINT, BEGUN = "checkpoint.zip", "begun.zip"
 KEPT_SUFFIXES = {".h264", ".f32", ".zip"}  # what else is there was not finished
 EDGE_BYTES = 1 << 20  # of the input that are compared, at either end
-FORMAT = 1  # of what is kept; counted up whenever an older job could no longer be continued
+FORMAT = 2  # of what is kept; counted up whenever an older job could no longer be continued
 # Of the options: where the server is and how it is reached may change from one run to the next.
 FREE_OPTIONS = {"input", "output", "url", "tls", "reconnect_s", "resume"}
 
@@ -47,6 +48,13 @@ class Marks:
 
 
 @dataclass(frozen=True)
+class _Begun:
+    key: Key
+    engines: dict[str, str]
+    runs: int  # that each went on from the one before
+
+
+@dataclass(frozen=True)
 class _Saved:
     key: Key
     marks: Marks
@@ -59,14 +67,17 @@ class Workplace:
     def __init__(self, options: DubOptions) -> None:
         self.folder = workplace_folder(options.output)
         self.pictures, self.sound = self.folder / "pictures.h264", self.folder / "sound.f32"
-        self._checkpoint = self.folder / "checkpoint.zip"
+        self._checkpoint, self._begun_file = self.folder / CHECKPOINT, self.folder / BEGUN
         self._output = options.output
         self._key = _key(options)
         self.done = False  # the output is written
         self.marks = Marks()
         self.state: Any = None  # to go on from: what the job has saved, unpacked
-        if options.resume:
+        self.runs = 1  # this one, and those before it that it goes on from
+        self._earlier: _Begun | None = None
+        if options.resume and is_resumable(options.output):
             self._find()
+            self._find_begun()
         self._lock: int | None = None
 
     def enter(self) -> None:
@@ -82,14 +93,23 @@ class Workplace:
         except OSError:
             pass  # a file system without locks
         for path in self.folder.iterdir():
-            if self.state is None or path.suffix not in KEPT_SUFFIXES:
+            if not self._is_usable(path):
                 path.unlink()
         self.journal = Journal(self.folder)
+
+    def begin(self, engines: dict[str, str]) -> None:
+        """From now on a dub that has come whole is something to go on from, if the engines stay. Raises OSError."""
+        if self._earlier is not None:
+            if self.state is None and self._earlier.engines != engines:
+                self.journal.clear()
+            else:
+                self.runs = self._earlier.runs + 1
+        write_durable(self._begun_file, pack(_Begun(self._key, engines, self.runs)))
 
     @property
     def resumable(self) -> bool:
         """Whether there is something to go on from."""
-        return not self.done and self._checkpoint.is_file()
+        return not self.done and is_resumable(self._output)
 
     def save(self, marks: Marks, state: bytes) -> None:
         """From now on the job goes on from here."""
@@ -117,6 +137,20 @@ class Workplace:
             except (ValueError, TypeError, KeyError):
                 raise self._refusal("it is damaged") from None
 
+    def _find_begun(self) -> None:
+        try:
+            found: _Begun = rebuild(_Begun, unpack(self._begun_file.read_bytes()))
+        except (OSError, ValueError, TypeError, KeyError):
+            raise self._refusal("it is damaged") from None
+        self._compare(found.key)
+        self._earlier = found
+
+    def _is_usable(self, path: Path) -> bool:
+        """Before the first checkpoint only dubs are whole."""
+        if self.state is not None:
+            return path.suffix in KEPT_SUFFIXES
+        return self._earlier is not None and (path == self._begun_file or is_kept_dub(path))
+
     def _all_there(self) -> bool:
         pairs = (self.pictures, self.marks.picture_bytes), (self.sound, self.marks.sound_bytes)
         return all(path.is_file() and path.stat().st_size >= length for path, length in pairs)
@@ -140,8 +174,11 @@ def workplace_folder(output: Path) -> Path:
 
 
 def is_resumable(output: Path) -> bool:
-    """Whether a job with this output has left something to go on from."""
-    return (workplace_folder(output) / "checkpoint.zip").is_file()
+    """Whether a job with this output has left something to go on from: a checkpoint, or a dub that came whole."""
+    folder = workplace_folder(output)
+    if (folder / CHECKPOINT).is_file():
+        return True
+    return (folder / BEGUN).is_file() and any(is_kept_dub(path) for path in folder.iterdir())
 
 
 def _key(options: DubOptions) -> Key:

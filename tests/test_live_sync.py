@@ -266,7 +266,7 @@ async def finished(server: Server, folder: Path, offset_ms: int, sentences: int)
 @pytest.mark.timeout(90)
 async def test_sound_that_is_much_too_late_is_put_right_at_once_in_a_pause(server: Server, tmp_path: Path):
     assert abs(LATE_SOUND_MS) >= STEP_FROM_MS
-    sync, shown = await finished(server, tmp_path, LATE_SOUND_MS, 5)
+    sync, shown = await finished(server, tmp_path, LATE_SOUND_MS, 4)
     assert (sync["corrections"], sync["steps"], sync["state"]) == (1, 1, SyncState.SYNCED)
     assert all(abs(rest_ms) < MEASURED_MS for rest_ms in shown[-2:])
     assert all(min(abs(rest_ms), abs(rest_ms - LATE_SOUND_MS)) < MEASURED_MS for rest_ms in shown), "at once"
@@ -275,7 +275,7 @@ async def test_sound_that_is_much_too_late_is_put_right_at_once_in_a_pause(serve
 @pytest.mark.timeout(90)
 async def test_sound_that_is_too_early_is_moved_slowly_until_nobody_notices(server: Server, tmp_path: Path):
     assert FAR_MS < EARLY_SOUND_MS < STEP_FROM_MS
-    sync, shown = await finished(server, tmp_path, EARLY_SOUND_MS, 5)
+    sync, shown = await finished(server, tmp_path, EARLY_SOUND_MS, 4)
     assert (sync["corrections"], sync["steps"]) == (1, 0)
     assert sync["state"] in (SyncState.MOVING, SyncState.SYNCED)
     assert all(later_ms < rest_ms + EXACT_MS for rest_ms, later_ms in pairwise(shown)), "never back"
@@ -285,6 +285,6 @@ async def test_sound_that_is_too_early_is_moved_slowly_until_nobody_notices(serv
 @pytest.mark.timeout(90)
 async def test_an_offset_that_nobody_notices_is_measured_and_left(server: Server, tmp_path: Path):
     assert UNSEEN_MS < EARLY_MS
-    sync, shown = await finished(server, tmp_path, UNSEEN_MS, 4)
+    sync, shown = await finished(server, tmp_path, UNSEEN_MS, 3)
     assert (sync["corrections"], sync["state"], sync["correction_ms"]) == (0, SyncState.SYNCED, 0)
     assert shown == pytest.approx([UNSEEN_MS] * len(shown), abs=EXACT_MS)

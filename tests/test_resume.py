@@ -19,6 +19,7 @@ import av
 import numpy as np
 import pytest
 
+from polylip.client.journal import Journal, KeptDub
 from polylip.client.workplace import workplace_folder
 from polylip.perf.demo_clip import make_demo_clip
 from polylip.serving.launcher import Server
@@ -27,6 +28,7 @@ SECONDS = 42
 JOINT_MS = 60  # around a dub, within which its fades are not compared
 KILLS = 2
 RATE_HZ = 48_000
+AT_SERVER = 3  # segments at most, at one moment
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Run:
 
     video: Path
     asked: int  # requests to `speech` that the server had for it, in all its runs
+    kept: KeptDub | None = None  # the first dub, as it lay there when the job was killed
 
     @property
     def report(self) -> dict[str, Any]:
@@ -54,9 +57,7 @@ def run(clip: Path, output: Path, server: Server, *more: str) -> subprocess.Comp
 
 def end_after(parts: int, how: signal.Signals, clip: Path, output: Path, server: Server) -> subprocess.Popen[str]:
     """Start, or go on with, a job, and end it once it has written so many parts more and is in the midst of another."""
-    process = subprocess.Popen(
-        command(clip, output, server, "--resume"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = start(clip, output, server)
     checkpoint, pictures = (workplace_folder(output) / name for name in ("checkpoint.zip", "pictures.h264"))
     deadline, seen = time.monotonic() + 120, stamp(checkpoint)
     while parts:
@@ -69,6 +70,12 @@ def end_after(parts: int, how: signal.Signals, clip: Path, output: Path, server:
         time.sleep(0.02)
     process.send_signal(how)
     return process
+
+
+def start(clip: Path, output: Path, server: Server) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(clip, output, server, "--resume"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def stamp(path: Path) -> int:
@@ -110,6 +117,24 @@ def resumed(whole: Run, clip: Path, server: Server, tmp_path_factory: pytest.Tem
     return Run(output, asked(server) - before)
 
 
+@pytest.fixture(scope="module")
+def early(whole: Run, clip: Path, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Killed as soon as a dub had come whole, before the first checkpoint."""
+    output, before = tmp_path_factory.mktemp("early") / "talk.es.mp4", asked(server)
+    process, folder = start(clip, output, server), workplace_folder(output)
+    deadline = time.monotonic() + 120
+    while not (folder / "segment-0.zip").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    assert not (folder / "checkpoint.zip").exists()
+    kept = Journal(folder).read(0)
+    done = run(clip, output, server, "--resume")
+    assert done.returncode == 0, done.stderr
+    return Run(output, asked(server) - before, kept)
+
+
 def frames(path: Path) -> list[tuple[int, Any, int]]:
     """(pts, time base, duration) of all that can be decoded."""
     with av.open(str(path)) as container:
@@ -128,11 +153,12 @@ def test_every_frame_is_there_once_with_its_time(whole: Run, resumed: Run):
     assert resumed.report["counters"]["runs"] == KILLS + 1
 
 
-def test_every_segment_is_there_once(whole: Run, resumed: Run):
-    def told(run: Run) -> list[tuple[Any, ...]]:
-        names = ("start_ms", "end_ms", "dub_start_ms", "source_text", "target_text", "status", "face_id", "closed_by")
-        return [tuple(segment[name] for name in names) for segment in run.report["segments"]]
+def told(run: Run) -> list[tuple[Any, ...]]:
+    names = ("start_ms", "end_ms", "dub_start_ms", "source_text", "target_text", "status", "face_id", "closed_by")
+    return [tuple(segment[name] for name in names) for segment in run.report["segments"]]
 
+
+def test_every_segment_is_there_once(whole: Run, resumed: Run):
     assert told(resumed) == told(whole)
     assert len({segment["id"] for segment in resumed.report["segments"]}) == len(whole.report["segments"])
     assert (resumed.video.parent / "talk.es.es.srt").read_text().count("-->") == len(whole.report["segments"])
@@ -143,6 +169,19 @@ def test_no_kill_costs_more_than_one_segment(whole: Run, resumed: Run):
     checks = whole.asked - segments  # of the languages, at the start of each run
     assert checks >= 1
     assert segments <= resumed.asked - (KILLS + 1) * checks <= segments + KILLS
+
+
+def test_a_kill_before_the_first_checkpoint_costs_no_whole_dub(whole: Run, early: Run):
+    assert told(early) == told(whole) and frames(early.video) == frames(whole.video)
+    assert early.report["counters"]["runs"] == 2
+    segments = len(whole.report["segments"])
+    checks = whole.asked - segments
+    assert segments <= early.asked - 2 * checks <= segments + AT_SERVER
+    assert early.kept is not None
+    assert early.report["segments"][0]["latency_ms"]["speech"] == pytest.approx(
+        early.kept.result.latency_ms.speech, abs=1e-3
+    )
+    assert not workplace_folder(early.video).exists()
 
 
 def test_the_sound_has_no_gap_and_no_click(whole: Run, resumed: Run):

@@ -121,6 +121,9 @@ def test_every_output_has_a_folder_of_its_own(tmp_path: Path):
     assert len(names) == 4 and max(map(len, names)) < 100
 
 
+ENGINES = {"transcribe": "whisper", "synthesize": "tones"}
+
+
 def options(tmp_path: Path, **more: bool) -> DubOptions:
     if not (tmp_path / "talk.mp4").exists():
         (tmp_path / "talk.mp4").write_bytes(b"anything")
@@ -143,6 +146,7 @@ def test_a_job_starts_anew_unless_it_is_told_to_go_on(tmp_path: Path):
     earlier.enter()
     earlier.pictures.write_bytes(b"12345")
     earlier.sound.write_bytes(b"1234")
+    earlier.begin(ENGINES)
     earlier.journal.keep(3, b"dub")
     earlier.save(Marks(4, 4, 7), pack({"a": 1}))
     earlier.leave()
@@ -150,7 +154,8 @@ def test_a_job_starts_anew_unless_it_is_told_to_go_on(tmp_path: Path):
     later = Workplace(options(tmp_path, resume=True))
     assert (later.marks, later.state) == (Marks(4, 4, 7), {"a": 1})
     later.enter()
-    assert 3 in later.journal
+    later.begin(ENGINES)
+    assert 3 in later.journal and later.runs == 2
     later.leave()
     assert is_resumable(tmp_path / "out.mp4")
 
@@ -159,3 +164,76 @@ def test_a_job_starts_anew_unless_it_is_told_to_go_on(tmp_path: Path):
     assert anew.state is None and list(anew.folder.iterdir()) == []
     anew.leave()
     assert not is_resumable(tmp_path / "out.mp4")
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Workplace:
+    """A job that was killed before its first checkpoint, with one dub whole."""
+    earlier = Workplace(options(tmp_path))
+    earlier.enter()
+    earlier.begin(ENGINES)
+    assert not earlier.resumable and not is_resumable(tmp_path / "out.mp4")
+    earlier.pictures.write_bytes(b"12345")
+    earlier.sound.write_bytes(b"1234")
+    (earlier.folder / "segment-1.zip.new").write_bytes(b"du")
+    earlier.journal.keep(0, b"dub")
+    assert earlier.resumable and is_resumable(tmp_path / "out.mp4")
+    earlier.leave()
+    return earlier
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_whole_dub_outlives_a_job_without_a_checkpoint(begun: Workplace, tmp_path: Path):
+    for runs in (2, 3):
+        later = Workplace(options(tmp_path, resume=True))
+        later.enter()
+        assert names(later.folder) == {"begun.zip", "segment-0.zip"}
+        later.begin(ENGINES)
+        assert (later.state, later.marks, later.runs) == (None, Marks(), runs) and 0 in later.journal
+        later.leave()
+    later = Workplace(options(tmp_path, resume=True))
+    later.enter()
+    later.leave()  # as where the server cannot be reached
+    assert names(later.folder) == {"begun.zip", "segment-0.zip"}
+
+
+def test_a_dub_of_other_engines_is_not_used(begun: Workplace, tmp_path: Path):
+    later = Workplace(options(tmp_path, resume=True))
+    later.enter()
+    later.begin(ENGINES | {"synthesize": "another"})
+    assert 0 not in later.journal and later.runs == 1 and names(later.folder) == {"begun.zip"}
+    later.leave()
+    assert not later.folder.exists()
+
+
+def test_without_resume_an_early_dub_goes_too(begun: Workplace, tmp_path: Path):
+    anew = Workplace(options(tmp_path))
+    anew.enter()
+    assert names(anew.folder) == set()
+    anew.begin(ENGINES)
+    assert anew.runs == 1
+    anew.leave()
+
+
+@pytest.mark.parametrize("change", ["input", "options", "damaged"])
+def test_an_early_dub_of_another_job_is_refused(change: str, begun: Workplace, tmp_path: Path):
+    before = names(begun.folder)
+    if change == "input":
+        (tmp_path / "talk.mp4").write_bytes(b"something else")
+    elif change == "damaged":
+        (begun.folder / "begun.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match=f"cannot be continued: .*{change}.*without --resume"):
+        Workplace(options(tmp_path, resume=True, mark=change != "options"))
+    assert names(begun.folder) == before
+
+
+def test_another_job_starts_anew_where_no_dub_came(begun: Workplace, tmp_path: Path):
+    (begun.folder / "segment-0.zip").unlink()
+    later = Workplace(options(tmp_path, resume=True, mark=False))
+    later.enter()
+    later.begin(ENGINES)
+    assert later.runs == 1
+    later.leave()

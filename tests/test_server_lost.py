@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 
 from polylip.client.job import DubOptions, Progress, dub, missing_segments
 from polylip.client.results import Status
-from polylip.client.workplace import workplace_folder
+from polylip.client.workplace import is_resumable, workplace_folder
 from polylip.perf.demo_clip import make_demo_clip
 from polylip.serving.launcher import Server
 
@@ -76,7 +75,7 @@ async def test_a_lost_server_leaves_a_whole_partial_video(
     assert Status.DUBBED in statuses and missing
     assert statuses.count(Status.DUBBED) + len(missing) == len(statuses)
     assert any(f"segments without a dub: {', '.join(map(str, missing))}" in w for w in report.warnings)
-    assert not [name for name in os.listdir(output.parent) if name.startswith(".")]
+    assert is_resumable(output)  # for the dubs that had come
 
 
 @pytest.mark.timeout(400)
@@ -96,19 +95,32 @@ def test_the_command_names_the_missing_segments_and_exits_3_and_has_them_dubbed_
     assert {s["status"] for s in report["segments"]} >= {"error"}
     assert (output.parent / "talk.partial.mp4").exists() and not output.exists()
 
+    own = output.with_name("talk.partial.fr.srt")  # somebody's: the job wrote no French
+    own.touch()
     subprocess.run([*command(clip, output, server), "--resume"], check=True, timeout=200)
     report = json.loads((output.parent / "report.json").read_text())
     assert {s["status"] for s in report["segments"]} == {"dubbed"}
     assert frame_count(output) == frame_count(clip) == report["frames"]
     assert not workplace_folder(output).exists()
+    assert [path for path in output.parent.iterdir() if ".partial." in path.name] == [own]
 
 
 def test_an_interrupted_job_leaves_nothing(clip: Path, server: Server, tmp_path: Path):
     output = tmp_path / "out" / "talk.mp4"
     for stop in (signal.SIGINT, signal.SIGTERM):
-        process = dub_until("pictures.h264", 50_000, clip, output, server)
+        process = dub_until("pictures.h264", -1, clip, output, server)
         process.send_signal(stop)
         _, stderr = process.communicate(timeout=60)
         assert process.returncode == 130, stderr
         assert len(stderr.strip().splitlines()) == 1 and "nothing was written" in stderr
         assert list(output.parent.iterdir()) == []
+
+
+def test_an_interrupted_job_with_a_whole_dub_can_go_on(clip: Path, server: Server, tmp_path: Path):
+    output = tmp_path / "out" / "talk.mp4"
+    process = dub_until("segment-0.zip", 0, clip, output, server)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert len(stderr.strip().splitlines()) == 1 and "go on with --resume" in stderr
+    assert is_resumable(output) and not output.exists()
