@@ -181,25 +181,39 @@ def markdown(result: dict[str, Any]) -> str:
         ("steps of the ladder", str(len(result["ladder"])), "" if result["slow"] else "0"),
     ]
     if memory is not None:
-        rows += [
-            (
-                f"memory of `{name}`",
-                f"{process['start_mib']}, {process['end_mib']} MiB",
-                "flat" if process["flat"] else "grows",
-            )
-            for name, process in memory["processes"].items()
-        ]
+        for name, process in memory["processes"].items():
+            figures = f"{process['start_mib']}, {process['end_mib']}, at most {process['highest_mib']} MiB"
+            rows.append((f"memory of `{name}`", figures, f"{trend_mib(process, result['duration_s']):+.1f} MiB"))
     seconds, delay_s = result["duration_s"], result["delay_s"]
     slow = "".join(f", `{model}` {factor:g} times slower" for model, factor in result["slow"].items())
     lines = [
         f"Profile `{result['profile']}` (stand-ins), {seconds:.0f} s in real time, delay {delay_s:g} s{slow}:",
         "",
-        "| | measured | asked or judged |",
+        "| | measured | asked; of memory: its trend |",
         "|---|---|---|",
         *(f"| {name} | {value} | {target} |" for name, value, target in rows),
         "",
     ]
     return "\n".join(lines)
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The run in short, for the README."""
+    minutes, lips = result["duration_s"] / 60, _ms(result["first_frame_after_last_word_ms"]["p50"])
+    offset, slope = _ms(result["av_offset_ms"]["p99"]), result["lag"]["slope_ms_per_min"]
+    return (
+        f"A live run of {minutes:.0f} minutes on the same machine: the first new lips of a segment were ready {lips} "
+        f"after its last word (median), sound and picture within {offset} of each other (99 % of segments), and the "
+        f"lag changed by {slope:+.2f} ms per minute."
+    )
+
+
+def trend_mib(process: dict[str, Any], duration_s: float) -> float:
+    """What the line through the last half of a process's memory rises by in the length of a run.
+
+    Pictures come and go by the megabyte, so that the highest moments of a few minutes say little of a leak.
+    """
+    return float(process["slope_mib_per_h"]) * duration_s / 3600
 
 
 def _ms(value: float | None) -> str:
