@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,7 +61,9 @@ def restored_dubs(state: SpeechState, journal: Journal) -> list[Dub]:
     for active in state.active:
         if active.pending is not None:
             segment = active.pending
-            state.results[active.index] = anew(segment)
+            chosen = state.results[active.index]  # its face may have been, before its voice had come whole
+            again = replace(anew(segment), face_id=chosen.face_id, face_choice=chosen.face_choice)
+            state.results[active.index] = again
             dubs.append(Dub(segment, state.results[active.index]))
             continue
         kept = journal.read(active.index)

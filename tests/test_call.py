@@ -100,7 +100,8 @@ def run(clips: list[Path], server: Server, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("outputs")
     outputs = [folder / f"{name}.mp4" for name in NAMES]
     before, statuses = requests(server), []
-    eve = options(folder / "missing.mp4", folder / "eve.mp4", server)
+    (folder / "broken.mp4").write_bytes(b"no picture")
+    eve = options(folder / "broken.mp4", folder / "eve.mp4", server)
     participants = {
         name: options(clip, out, server, report=participant_page(folder / "call.json", name))
         for name, clip, out in zip(NAMES, clips, outputs, strict=True)
@@ -178,7 +179,7 @@ def test_each_leaves_a_page_of_the_own_segments(run: Run):
 
 
 def test_nothing_is_late_and_all_have_the_same_delay(run: Run):
-    assert list(run.report.errors) == ["eve"] and "missing.mp4" in run.report.errors["eve"], "who fails leaves alone"
+    assert list(run.report.errors) == ["eve"] and "broken.mp4" in run.report.errors["eve"], "who fails leaves alone"
     assert {part.delay_s for part in run.report.participants.values()} == {run.report.delay_s} == {DELAY_S}
     for part in run.report.participants.values():
         assert part.lag["p50_ms"] < 100

@@ -11,11 +11,15 @@ from clips import Picture, Sound, noise, write_media
 from material import read_aloud
 
 from polylip.client.errors import InputError
+from polylip.client.journal import Journal
 from polylip.client.media_in import AudioReader, MediaInfo, VideoReader, probe_media
 from polylip.client.media_resume import PicturesFrom, SoundFrom
+from polylip.client.mix import LevelMatch
 from polylip.client.options import DubOptions
+from polylip.client.results import FaceChoice, SegmentResult
 from polylip.client.segmentation import Segment, Segmenter, SegmenterState
 from polylip.client.snapshot import pack, rebuild, unpack, write_durable
+from polylip.client.speech_state import ActiveDub, SpeechState, restored_dubs
 from polylip.client.vad import VadChoice, make_vad, silero_installed
 from polylip.client.workplace import Marks, Workplace, is_resumable, workplace_folder
 
@@ -103,6 +107,18 @@ def test_a_segmenter_goes_on_as_if_nothing_had_been(choice: VadChoice):
         second.restore(state)
         after = [*closed(second, sound[cut:]), *[s for s in second.flush() if isinstance(s, Segment)]]
         assert told([*before, *after]) == expected
+
+
+def test_a_segment_whose_face_was_chosen_before_its_voice_had_come_keeps_it(tmp_path: Path):
+    """Who goes on does not choose again: the choice is that of the pictures' part."""
+    segment = Segment(0, 1000, 2000, np.zeros(16_000, np.float32))
+    chosen = SegmentResult(segment.id, 1000, 2000, face_id=7, face_choice=FaceChoice.SPEAKING, target_text="Hola")
+    segmenter = Segmenter(make_vad(VadChoice.ENERGY)).state()
+    silent, active = np.zeros(0, np.float32), [ActiveDub(0, segment)]
+    state = SpeechState(segmenter, [chosen], active, LevelMatch().levels, silent, "en", "a")
+    [dub] = restored_dubs(state, Journal(tmp_path))
+    assert dub.result is state.results[0]
+    assert (dub.result.face_id, dub.result.face_choice, dub.result.target_text) == (7, FaceChoice.SPEAKING, "")
 
 
 def test_a_snapshot_is_refused_when_it_is_none(tmp_path: Path):
