@@ -219,8 +219,7 @@ async def test_lips_that_are_too_slow_are_left_out_and_the_voice_goes_on(
     assert levels(run)[:2] == ["half_lips", "sound"] and "original" not in levels(run)
     assert any(step["reason"].startswith("calm") for step in run.report.ladder)
     assert run.report.counters["frames_without_lips_in_time"] > 0
-    assert len(run.of(Status.DUBBED)) >= len(run.segments) // 2
-    assert len(run.of(Status.DUBBED, Status.CAPTIONED)) >= len(run.segments) - 1, "a voice that stutters costs a rung"
+    assert len(run.of(Status.DUBBED)) >= len(run.segments) - 1
 
 
 @pytest.mark.timeout(180)
