@@ -211,7 +211,7 @@ async def test_lips_that_are_too_slow_are_left_out_and_the_voice_goes_on(
         slow.unlink()
 
     try:
-        run = await run_live(server.url, clip_of(24), tmp_path / "o.mp4", slow_down, delay_s=6.0)
+        run = await run_live(server.url, clip_of(24), tmp_path / "o.mp4", slow_down)
     finally:
         server.stop()
     assert_whole(run)
