@@ -6,16 +6,18 @@ are right and pictures are meaningless. The speech models come tiny, knowing a f
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from polylip.export.generated import generated_network
+from polylip.export.generated import generated_detector, generated_network
 from polylip.export.networks import S3FD, Wav2LipGenerator
 from polylip.export.onnx_export import export_detect, export_lips
 from polylip.export.sidecar import Precision, Source
+from polylip.perf.demo_clip import make_demo_clip
 from polylip.serving.runtime import find_model_repository
 
 SpeechSize = Literal["tiny", "full"]
@@ -44,6 +46,19 @@ def make_generated_repository(
         export_lips(lips, folder, precision, Source("generated"))
         export_detect(found, folder, precision, Source("generated"))
     return folder
+
+
+@contextlib.contextmanager
+def prepared_repository() -> Iterator[Path]:
+    """For end-to-end experiments in profile cpu: full-size networks of the picture, the detector fitted to the face of
+    the demo clip, and speech by the engines of profile lite. Removed at the end.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        detector = generated_detector(make_demo_clip(folder / "demo.mp4"))
+        repository = make_generated_repository(folder / "repository", detector=detector)
+        speak_like_lite(repository)
+        yield repository
 
 
 def speak_like_lite(repository: Path) -> None:

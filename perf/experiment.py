@@ -1,0 +1,146 @@
+"""What every experiment shares: its options, the head of its result (hardware, versions, weights), and its file.
+
+An experiment is a module of this package with `run(setup) -> Result`, `markdown(result) -> str` and `main()`. Its
+result is a plain dictionary: the head that `head` makes, and `data`. See docs/proof.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from polylip.client.report import write_json
+from polylip.perf.machine import machine
+from polylip.serving.launcher import ServerOptions
+
+Result = dict[str, Any]
+
+PROFILES = ("lite", "cpu")  # that can run without a GPU and without public weights
+OUT = Path("out/bench")
+SEED = 1
+REPETITIONS = 10  # as in the published experiments
+WARM_UP = 2
+QUICK_REPETITIONS, QUICK_WARM_UP = 2, 1
+TRITONSERVER = "2.51.0"  # in the wheel of nvidia-pytriton 0.7.0
+PACKAGES = ("numpy", "opencv-python-headless", "av", "onnxruntime", "openvino", "torch", "nvidia-pytriton")
+STAND_INS = "stand-ins: pocketsphinx, apertium, espeak-ng, OpenCV's cascade, a geometric mouth warp; no public weights"
+GENERATED = "S3FD and Wav2Lip full size with generated (random) weights; speech by the stand-ins of profile lite"
+WEIGHTS = {"lite": STAND_INS, "cpu": GENERATED}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How an experiment is to be run."""
+
+    profile: str = "lite"
+    repository: Path | None = None  # a model repository in place of the checkout's
+    seed: int = SEED
+    repetitions: int = REPETITIONS
+    warm_up: int = WARM_UP
+    quick: bool = False  # fewer cases, for a look: the figures are not for publishing
+    out: Path = OUT
+
+    @property
+    def server(self) -> ServerOptions:
+        """A server of this profile."""
+        return ServerOptions(profile=self.profile, model_repository=self.repository)
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Options that all experiments have; the first line of `doc` is the help."""
+    made = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    made.add_argument("--profile", choices=PROFILES, default="lite", help="engines; cpu makes its own random weights")
+    made.add_argument("--seed", type=int, default=SEED, help="of everything random")
+    made.add_argument("--repetitions", type=int, help=f"default {REPETITIONS}, {QUICK_REPETITIONS} with --quick")
+    made.add_argument("--warm-up", type=int, help=f"runs before them; default {WARM_UP}, {QUICK_WARM_UP} with --quick")
+    made.add_argument("--quick", action="store_true", help="few cases and repetitions, to see that it works")
+    made.add_argument("--out", type=Path, default=OUT, help=f"folder of the result files, default {OUT}")
+    return made
+
+
+def setup_of(arguments: argparse.Namespace) -> Setup:
+    """The options of `parser` as a Setup, without a repository."""
+    quick = arguments.quick
+    repetitions, warm_up = (QUICK_REPETITIONS, QUICK_WARM_UP) if quick else (REPETITIONS, WARM_UP)
+    return Setup(
+        arguments.profile,
+        None,
+        arguments.seed,
+        repetitions if arguments.repetitions is None else arguments.repetitions,
+        warm_up if arguments.warm_up is None else arguments.warm_up,
+        quick,
+        arguments.out,
+    )
+
+
+def head(name: str, title: str, setup: Setup, *, warm: bool = True, weights: str | None = None) -> Result:
+    """The first entries of a result; `data` follows."""
+    return {
+        "experiment": name,
+        "title": title,
+        "profile": setup.profile,
+        "weights": weights or WEIGHTS[setup.profile],
+        "state": "warm" if warm else "cold",
+        "seed": setup.seed,
+        "repetitions": setup.repetitions,
+        "warm_up": setup.warm_up,
+        "quick": setup.quick,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of the server and of the packages that do the work, where they are installed."""
+    found = {"tritonserver": TRITONSERVER}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def caption(result: Result) -> str:
+    """One line for below a table: where, with what, how often."""
+    where = f"{result['machine']['cores']} cores ({result['machine']['cpu']})"
+    quick = "; a quick run, not for publishing" if result["quick"] else ""
+    return (
+        f"Profile `{result['profile']}` ({result['weights']}); {where}; tritonserver "
+        f"{result['versions']['tritonserver']}; {result['state']}, {result['repetitions']} repetitions, "
+        f"seed {result['seed']}{quick}."
+    )
+
+
+def file_name(result: Result) -> str:
+    """`latency_lite.json`."""
+    return f"{result['experiment']}_{result['profile']}.json"
+
+
+def write(result: Result, out: Path) -> Path:
+    """Into a folder that is made where it is missing."""
+    out.mkdir(parents=True, exist_ok=True)
+    return write_json(result, out / file_name(result))
+
+
+def command(doc: str | None, run: Callable[[Setup], Result], markdown: Callable[[Result], str]) -> None:
+    """The `main` of an experiment: run it, write its file, print its table."""
+    with prepared(setup_of(parser(doc).parse_args())) as setup:
+        result = run(setup)
+    path = write(result, setup.out)
+    print(f"{result['title']}\n\n{markdown(result)}\n\n{caption(result)}\n\n{path}")
+
+
+@contextlib.contextmanager
+def prepared(setup: Setup) -> Iterator[Setup]:
+    """With a repository where the profile needs generated weights; it is removed at the end."""
+    if setup.profile == "lite" or setup.repository is not None:
+        yield setup
+        return
+    from polylip.perf.generated_repository import prepared_repository  # noqa: PLC0415  needs torch
+
+    with prepared_repository() as repository:
+        yield replace(setup, repository=repository)
