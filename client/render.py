@@ -127,8 +127,7 @@ class Renderer:
         self._paster = MouthPaster(self.quality)
         self.samples = FaceSamples()
         self.position_ms = 0.0
-        # Of the picture waited for: the sound must be known up to it, however long the last one stays.
-        self.next_ms = 0.0
+        self.next_ms = 0.0  # of the picture waited for: the sound must be known up to it, however long the last stays
 
     async def run(self, reader: PictureReader) -> None:
         """Until every frame of the ring is written, and the sound to its end."""
@@ -200,17 +199,18 @@ class Renderer:
             self._pulse.beat()
             await self._pulse.until(lambda: self._timeline.safe_ms > self.next_ms)
             safe_ms = self._timeline.safe_ms
-            await self._choose_faces(slots, safe_ms)
-            slots += self._ring.take(self._batch - 1, safe_ms)
+            following = [slot for slot in self._ring.settled(self._batch - 1) if slot.time_ms < safe_ms]
+            await self._choose_faces(slots, [*slots, *following][-1].time_ms)
+            slots += self._ring.take(len(following), safe_ms)
             self._watch.take(slots)
         await self._watch.measure(self._ring)
         return slots
 
-    async def _choose_faces(self, slots: list[Slot], before_ms: float) -> None:
-        """For each dub that starts before a time: all frames of its segment are still here."""
+    async def _choose_faces(self, slots: list[Slot], last_ms: float) -> None:
+        """For each dub that starts by the batch's last frame: of a later one the ring may hold no frames yet."""
         for dub in self._timeline.active:
             segment = dub.segment
-            if not dub.audible or segment.id in self._choices or segment.start_ms >= before_ms:
+            if not dub.audible or segment.id in self._choices or segment.start_ms > last_ms:
                 continue
             if not self._pacing.live:  # there the faces at hand must do
                 await self._pulse.until(partial(self._ring.settled_to, segment.end_ms))
