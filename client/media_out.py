@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -31,6 +31,16 @@ NAME_LENGTH = 40  # characters of the output's name in the temporary one, so tha
 
 GLOBAL_HEADER = int(av.codec.context.Flags.global_header)
 FRAME_DURATION = int(av.codec.context.Flags.frame_duration)  # without it the last frame's duration is guessed
+
+
+class Writer(Protocol):
+    """Where picture and sound go."""
+
+    def write(self, pictures: Iterable[tuple[Any, float]], pcm: Float32) -> None:
+        """Pictures (av.VideoFrame, time_ms) and the sound (channels, n) that follows on the last call's."""
+
+    def end_pictures(self) -> None:
+        """No picture comes any more."""
 
 
 def output_sample_rate(info: MediaInfo) -> int:

@@ -16,12 +16,12 @@ from polylip.client.faces import FacesBranch
 from polylip.client.lines import Line
 from polylip.client.listening import SoundReader
 from polylip.client.media_in import MediaInfo
-from polylip.client.media_out import output_channels, output_sample_rate
+from polylip.client.media_out import Writer, output_channels, output_sample_rate
 from polylip.client.mix import AudioBed
 from polylip.client.pacing import Pacing
 from polylip.client.pictures import PictureReader
 from polylip.client.pulse import Pulse
-from polylip.client.render import Renderer, Writer
+from polylip.client.render import Renderer
 from polylip.client.render_state import PartEnds, PictureState
 from polylip.client.ring import FrameRing
 from polylip.client.segmentation import Segmenter

@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 from polylip.client.blend import FaceCut, MouthPaster, cut_face, frame_planes, to_frame
 from polylip.client.captions import draw_caption
 from polylip.client.ladder import Level, Pressure
 from polylip.client.lipsync import TIMEOUT_S, LipsRequest, request_lips
 from polylip.client.media_in import MediaInfo
+from polylip.client.media_out import Writer
 from polylip.client.mix import AudioBed, Float32
 from polylip.client.pacing import Pacing
 from polylip.client.pictures import PictureReader
@@ -41,16 +42,6 @@ BATCH_BYTES = 64 * 1024 * 1024  # of decoded frames: smaller batches for larger 
 EDGE_MS = 80.0  # the mouth fades in and out over this time at the ends of a dub's lips
 SOUND_STEP_MS = 500  # of sound written at once behind the last picture
 MIN_LIPS_S = 0.05  # for the mouths of frames that are nearly due: below, Triton's own time decides
-
-
-class Writer(Protocol):
-    """Where picture and sound go."""
-
-    def write(self, pictures: Iterable[tuple[Any, float]], pcm: Float32) -> None:
-        """Pictures (av.VideoFrame, time_ms) and the sound (channels, n) that follows on the last call's."""
-
-    def end_pictures(self) -> None:
-        """No picture comes any more."""
 
 
 @dataclass
@@ -199,12 +190,19 @@ class Renderer:
             self._pulse.beat()
             await self._pulse.until(lambda: self._timeline.safe_ms > self.next_ms)
             safe_ms = self._timeline.safe_ms
-            following = [slot for slot in self._ring.settled(self._batch - 1) if slot.time_ms < safe_ms]
-            await self._choose_faces(slots, [*slots, *following][-1].time_ms)
+            await self._choose_faces(slots, self.next_ms)
+            following: list[Slot] = []
+            while len(settled := self._following(safe_ms)) > len(following):  # more may settle in the meantime
+                following = settled
+                await self._choose_faces(slots, following[-1].time_ms)
             slots += self._ring.take(len(following), safe_ms)
             self._watch.take(slots)
         await self._watch.measure(self._ring)
         return slots
+
+    def _following(self, safe_ms: float) -> list[Slot]:
+        """What can still become of the batch whose first frame is taken."""
+        return [slot for slot in self._ring.settled(self._batch - 1) if slot.time_ms < safe_ms]
 
     async def _choose_faces(self, slots: list[Slot], last_ms: float) -> None:
         """For each dub that starts by the batch's last frame: of a later one the ring may hold no frames yet."""
