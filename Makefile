@@ -1,23 +1,29 @@
 # make        set up .venv (Debian packages, locked Python packages, the lips graph)
 # make demo   dub a self-made clip to Spanish, into out/demo/
 # make test   lint, types and all tests
-# make bench  real-time factors, and the networks in every runtime of this machine, into out/bench/
+# make bench  every experiment and the report out/bench/index.html: 15 minutes; QUICK=1 for 2, PROFILE=cpu for another
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell command -v $(p)),$(p))))
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 CLIP ?=
+PROFILE ?=
+QUICK ?=
 
-.PHONY: setup demo test lint bench bench-gpu bench-live bench-memory bench-segmentation bench-soak lock clean
+.PHONY: setup demo test lint bench bench-cpu bench-gpu bench-live bench-memory bench-segmentation bench-soak lock clean
 
 setup: $(VENV)/.ready
 
 # One list of what is missing, so that a machine that has everything is not touched and needs no root.
+define debian
+@missing=$$($(PYTHON) docker/debian_packages.py $(1)) && if [ -n "$$missing" ]; then \
+  echo "installing Debian packages: $$missing"; \
+  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+endef
+
 $(VENV)/.ready: pyproject.toml requirements.lock export/lips_lite.py
-	@missing=$$($(PYTHON) docker/debian_packages.py) && if [ -n "$$missing" ]; then \
-	  echo "installing Debian packages: $$missing"; \
-	  $(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	$(call debian)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -q -c requirements.lock -e '.[serve,perf]'
 	$(PIP) install -q -c requirements.lock --no-deps scikit-image
@@ -25,6 +31,7 @@ $(VENV)/.ready: pyproject.toml requirements.lock export/lips_lite.py
 	touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready
+	$(call debian,bench)
 	$(PIP) install -q -c requirements.lock -e '.[test]'
 	$(BIN)/python -m polylip.serving.cpu_torchaudio
 	touch $@
@@ -41,18 +48,21 @@ lint: $(VENV)/.ready-test
 	MYPYPATH=build/ns $(BIN)/mypy -p polylip.client -p polylip.serving -p polylip.export -p polylip.perf
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 # torch among them, which the demo does without
 $(VENV)/.ready-bench: $(VENV)/.ready
+	$(call debian,bench)
 	$(PIP) install -q -c requirements.lock -e '.[serve,cpu,speech,export,perf]'
 	$(BIN)/python -m polylip.serving.cpu_torchaudio
 	touch $@
 
 bench: $(VENV)/.ready-bench
-	$(BIN)/python -m polylip.perf.bench $(if $(CLIP),--clip $(CLIP)) --out out/bench
-	$(BIN)/python -m polylip.perf.networks --out out/bench
+	$(BIN)/python -m polylip.perf.bench $(if $(PROFILE),--profile $(PROFILE)) $(if $(QUICK),--quick) \
+	  $(if $(CLIP),--clip $(CLIP)) --out out/bench
+
+bench-cpu: $(VENV)/.ready-bench
 	$(BIN)/python -m polylip.perf.picture --out out/bench
 	$(BIN)/python -m polylip.perf.speech --out out/bench
 

@@ -1,5 +1,9 @@
-"""Prints the Debian packages that profile lite needs and this machine lacks. Runs before anything is installed."""
+"""Prints the Debian packages that profile lite needs and this machine lacks; with `bench` those of benchmarks too.
 
+Runs before anything is installed.
+"""
+
+import os
 import shutil
 import sys
 import sysconfig
@@ -18,4 +22,9 @@ if not any((Path(folder) / LIBRARY).exists() for folder in FOLDERS if folder):
     missing.append(f"libpython{VERSION}")
 if find_spec("ensurepip") is None:
     missing.append(f"python{VERSION}-venv")
+if "bench" in sys.argv[1:]:
+    if shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
+        missing.append("haproxy")  # in front of three servers
+    if not any((Path(folder) / "libb64.so.0d").exists() for folder in FOLDERS if folder):
+        missing.append("libb64-0d")  # perf_analyzer links it
 print(" ".join(missing))

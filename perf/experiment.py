@@ -55,6 +55,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """Options that all experiments have; the first line of `doc` is the help."""
     made = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     made.add_argument("--profile", choices=PROFILES, default="lite", help="engines; cpu makes its own random weights")
+    made.add_argument("--repository", type=Path, help="model repository with the profile's graphs; made where missing")
     made.add_argument("--seed", type=int, default=SEED, help="of everything random")
     made.add_argument("--repetitions", type=int, help=f"default {REPETITIONS}, {QUICK_REPETITIONS} with --quick")
     made.add_argument("--warm-up", type=int, help=f"runs before them; default {WARM_UP}, {QUICK_WARM_UP} with --quick")
@@ -64,12 +65,12 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def setup_of(arguments: argparse.Namespace) -> Setup:
-    """The options of `parser` as a Setup, without a repository."""
+    """The options of `parser`."""
     quick = arguments.quick
     repetitions, warm_up = (QUICK_REPETITIONS, QUICK_WARM_UP) if quick else (REPETITIONS, WARM_UP)
     return Setup(
         arguments.profile,
-        None,
+        arguments.repository,
         arguments.seed,
         repetitions if arguments.repetitions is None else arguments.repetitions,
         warm_up if arguments.warm_up is None else arguments.warm_up,
@@ -127,8 +128,13 @@ def write(result: Result, out: Path) -> Path:
 
 
 def command(doc: str | None, run: Callable[[Setup], Result], markdown: Callable[[Result], str]) -> None:
-    """The `main` of an experiment: run it, write its file, print its table."""
-    with prepared(setup_of(parser(doc).parse_args())) as setup:
+    """The `main` of an experiment without options of its own: run it, write its file, print its table."""
+    complete(parser(doc).parse_args(), run, markdown)
+
+
+def complete(arguments: argparse.Namespace, run: Callable[[Setup], Result], markdown: Callable[[Result], str]) -> None:
+    """The same for one that has parsed more options than those of `parser`."""
+    with prepared(setup_of(arguments)) as setup:
         result = run(setup)
     path = write(result, setup.out)
     print(f"{result['title']}\n\n{markdown(result)}\n\n{caption(result)}\n\n{path}")

@@ -38,6 +38,15 @@ def main() -> None:
     sys.exit(ratio > ALLOWED_RATIO)
 
 
+def sentence(result: dict[str, Any]) -> str:
+    """The figures in short, for the README."""
+    (short, low), (long, high) = ((clip["seconds"] / 60, clip["peak_mib"]) for clip in result["clips"])
+    return (
+        f"The client's memory hardly grows with the clip: {low:.0f} MiB at its peak for {short:.0f} minute, "
+        f"{high:.0f} MiB for {long:.0f} (`make bench-memory`)."
+    )
+
+
 def measure_clip(seconds: float, url: str, folder: Path) -> dict[str, Any]:
     """Dub a demo clip of this length in a process of its own; its peak resident memory in MiB."""
     clip = make_demo_clip(folder / f"{seconds:.0f}.mp4", seconds=seconds)

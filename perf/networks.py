@@ -1,4 +1,4 @@
-"""Wav2Lip and S3FD in every runtime of this machine, side by side: `python -m polylip.perf.networks [--out DIR]`.
+"""Experiment I: S3FD and Wav2Lip in every runtime of this machine, side by side: `python -m polylip.perf.networks`.
 
 All contenders of one network take turns, so that a busy moment hits all of them, and each figure is the median of its
 turns. The arithmetic limit of the machine is measured in the same run. Weights are generated: times do not depend on
@@ -7,15 +7,12 @@ them. Needs the extras `export`, `cpu`, `serve` and, for torch.compile, a C++ co
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import statistics
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +22,15 @@ import torch
 
 from polylip.export.generated import generated_network
 from polylip.export.graphs import DetectGraph, LipsGraph
+from polylip.perf import experiment
+from polylip.perf.experiment import Result, Setup
 from polylip.perf.generated_repository import make_generated_repository
-from polylip.perf.machine import arithmetic_limit, machine, timed_s
+from polylip.perf.machine import arithmetic_limit, timed_s
 from polylip.perf.through_triton import compare_triton
 from polylip.serving.engines.cpu_graph import CpuGraph
 
+TITLE = "I. Per-network ablation"
+WEIGHTS = "S3FD and Wav2Lip full size with generated (random) weights, on which times do not depend"
 ROUNDS = 7
 TURN_S = 0.5  # of one contender before the next one's turn
 GFLOP = {"wav2lip": 7.934, "s3fd 640x360": 146.07, "s3fd 240x135": 20.5}  # per item, two per multiply-add
@@ -71,33 +72,35 @@ class Case:
 CASES = (Case("wav2lip", 1), Case("wav2lip", 16), Case("s3fd 640x360", 1), Case("s3fd 240x135", 1))
 
 
-def main() -> None:
-    """Run the benchmark, print its tables, write `networks.json`."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    threads = os.cpu_count() or 1
+def run(setup: Setup, short: bool = False) -> Result:
+    """Both networks in every runtime, and through Triton; `short`: without Triton and torch.compile."""
+    rounds, threads = min(ROUNDS, setup.repetitions), os.cpu_count() or 1
+    cpu = replace(setup, profile="cpu")  # whose networks they are
+    result = experiment.head("networks", TITLE, cpu, weights=WEIGHTS) | {"repetitions": rounds, "warm_up": 1}
     with tempfile.TemporaryDirectory() as folder:
-        repository = make_generated_repository(Path(folder) / "repository")
-        result = {
-            "weights": "generated",
-            "machine": machine(),
-            "versions": {name: version(name) for name in ("torch", "onnxruntime", "openvino")},
+        repository = setup.repository or make_generated_repository(Path(folder) / "repository")
+        result["data"] = {
             "limit_gflops": arithmetic_limit(threads),
-            "runtimes": [_measure(case, repository, threads, arguments.rounds) for case in CASES],
+            "runtimes": [_measure(case, repository, threads, rounds, short) for case in CASES],
             "limit_gflops_after": arithmetic_limit(threads),
-            "triton": compare_triton(repository, arguments.rounds),
+            "triton": [] if short else compare_triton(repository, rounds),
         }
-    path = arguments.out / "networks.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{runtime_table(result)}\n\n{triton_table(result)}\n\n{path}")
+    return result
 
 
-def _measure(case: Case, repository: Path, threads: int, rounds: int) -> dict[str, Any]:
+def main() -> None:
+    """Run the benchmark, print its tables, write `networks_cpu.json`."""
+    parser = experiment.parser(__doc__)
+    parser.add_argument("--short", action="store_true", help="without torch.compile and Triton: a minute and a half")
+    arguments = parser.parse_args()
+    setup = experiment.setup_of(arguments)  # not prepared: a detector without a face costs the same
+    result = run(setup, arguments.short)
+    print(f"{markdown(result)}\n\n{experiment.caption(result)}\n\n{experiment.write(result, setup.out)}")
+
+
+def _measure(case: Case, repository: Path, threads: int, rounds: int, short: bool) -> dict[str, Any]:
     """Median milliseconds per item of every contender."""
-    works = _contenders(case, repository, threads)
+    works = _contenders(case, repository, threads, short)
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
@@ -116,14 +119,14 @@ def _turn_s(work: Work) -> float:
     return timed_s(lambda: [work() for _ in range(calls)]) / calls
 
 
-def _contenders(case: Case, repository: Path, threads: int) -> dict[str, Work]:
+def _contenders(case: Case, repository: Path, threads: int, short: bool) -> dict[str, Work]:
     inputs = case.inputs()
     torch.set_num_threads(threads)
     network = generated_network(case.stem)
     graph = (LipsGraph if case.model == "lips" else DetectGraph)(network).eval()
     tensors = [torch.from_numpy(value) for value in inputs.values()]
     works: dict[str, Work] = {EAGER: lambda: _without_gradients(graph, tensors)}
-    if shutil.which("g++") or shutil.which("clang++"):
+    if not short and (shutil.which("g++") or shutil.which("clang++")):
         compiled = torch.compile(graph)
         works["torch.compile fp32"] = lambda: _without_gradients(compiled, tensors)
     folder = repository / case.model / "1"
@@ -141,10 +144,15 @@ def _without_gradients(network: Callable[..., Any], tensors: list[torch.Tensor])
     return network(*tensors)
 
 
-def runtime_table(result: dict[str, Any]) -> str:
+def markdown(result: Result) -> str:
+    """Both tables."""
+    return "\n\n".join([runtime_table(result), *([triton_table(result)] if result["data"]["triton"] else [])])
+
+
+def runtime_table(result: Result) -> str:
     """The runtimes as a table: milliseconds per item, how many times as fast as torch eager, share of the limit."""
-    here, limits = result["machine"], result["limit_gflops"]
-    names = list(result["runtimes"][0]["ms_per_item"])
+    here, limits, runtimes = result["machine"], result["data"]["limit_gflops"], result["data"]["runtimes"]
+    names = list(runtimes[0]["ms_per_item"])
     lines = [
         f"Generated weights, {here['cores']} cores ({here['cpu']}; {', '.join(here['instruction_sets'])}), median of "
         f"turns. Limit measured in the same run: {limits['fp32']:.0f} GFLOP/s in FP32, {limits['bf16']:.0f} in bf16. "
@@ -153,14 +161,14 @@ def runtime_table(result: dict[str, Any]) -> str:
         f"| network, batch | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
     ]
-    for row in result["runtimes"]:
+    for row in runtimes:
         times = row["ms_per_item"]
         cells = [f"{times[name]:.1f} ({times[EAGER] / times[name]:.1f}x)" for name in names]
         lines.append(f"| {row['network']}, {row['batch']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def triton_table(result: dict[str, Any]) -> str:
+def triton_table(result: Result) -> str:
     """Triton beside the same engine called in its own process."""
     lines = [
         "Profile `cpu` through tritonserver (gRPC on loopback, two requests in flight) beside the same engine called "
@@ -169,7 +177,7 @@ def triton_table(result: dict[str, Any]) -> str:
         "| model | batch | precision | in-process | Triton | share |",
         "|---|---|---|---|---|---|",
     ]
-    for row in result["triton"]:
+    for row in result["data"]["triton"]:
         lines.append(
             f"| `{row['model']}` | {row['batch']} | {row['precision']} | {row['in_process_fps']:.1f} "
             f"| {row['triton_fps']:.1f} | {row['share']:.0%} |"

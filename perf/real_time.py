@@ -1,50 +1,43 @@
-"""Real-time factor of the whole path on a warm server: `python -m polylip.perf.bench [--clip FILE] [--out DIR]`.
+"""Real-time factor of the whole path on a warm server: `python -m polylip.perf.real_time [--clip FILE] [--out DIR]`.
 
-Starts one server, dubs each clip once to warm up and then RUNS times, and writes `bench.json` with the machine, the
-versions and every run. The real-time factor is wall time over the clip's duration; below 1 is faster than real time.
+Starts one server and dubs the demo clip, and any further ones, again and again. The real-time factor is wall time over
+the clip's duration; below 1 is faster than real time.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from polylip.client.job import DubOptions, dub
 from polylip.client.results import Report, Status
+from polylip.perf import experiment
 from polylip.perf.demo_clip import make_demo_clip
-from polylip.perf.machine import machine
-from polylip.serving.launcher import ServerOptions, running_server
+from polylip.perf.experiment import Result, Setup
+from polylip.serving.launcher import running_server
 
-RUNS = 3
-
-
-def main() -> None:
-    """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--clip", type=Path, action="append", default=[], help="a further clip, English speech")
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    parser.add_argument("--runs", type=int, default=RUNS)
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        clips = [make_demo_clip(Path(folder) / "demo.mp4"), *arguments.clip]
-        with running_server(ServerOptions()) as server:
-            rows = [_measure(clip, server.url, Path(folder), arguments.runs) for clip in clips]
-    result = {"profile": "lite", "weights": "stand-ins, no public weights", "machine": machine(), "clips": rows}
-    path = arguments.out / "bench.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(markdown(result))
-    print(f"\n{path}")
+TITLE = "Real-time factor of whole clips"
+MOST_RUNS = 3  # of a clip: each takes half a minute
 
 
-def _measure(clip: Path, url: str, folder: Path, runs: int) -> dict[str, Any]:
+def run(setup: Setup, clips: Sequence[Path] = ()) -> Result:
+    """The demo clip and `clips`, of English speech."""
+    runs, warm_up = min(setup.repetitions, MOST_RUNS), min(setup.warm_up, 1)
+    result = experiment.head("real_time", TITLE, setup) | {"repetitions": runs, "warm_up": warm_up}
+    with tempfile.TemporaryDirectory() as name, running_server(setup.server) as server:
+        folder = Path(name)
+        every = [make_demo_clip(folder / "demo.mp4"), *clips]
+        rows = [_measure(clip, server.url, folder, runs, warm_up) for clip in every]
+    return {**result, "data": {"clips": rows}}
+
+
+def _measure(clip: Path, url: str, folder: Path, runs: int, warm_up: int) -> dict[str, Any]:
     options = DubOptions(clip, folder / "out.mp4", "es", url=url)
-    reports = [asyncio.run(dub(options)).report for _ in range(runs + 1)][1:]
+    reports = [asyncio.run(dub(options)).report for _ in range(warm_up + runs)][warm_up:]
     return {
         "clip": clip.name,
         "duration_s": round(reports[0].duration_s, 3),
@@ -64,17 +57,13 @@ def _latencies(reports: list[Report], name: str) -> list[float]:
     return values or [0.0]
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """The result as the table that the README shows."""
-    machine = result["machine"]
-    where = f"{machine['cores']} cores ({machine['cpu']})"
+def markdown(result: Result) -> str:
+    """Median, lowest to highest."""
     lines = [
-        f"Profile `{result['profile']}` ({result['weights']}), {where}, warm server; median, lowest to highest:",
-        "",
         "| clip | length | frames | segments | real-time factor | first audio | whole segment's speech |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in result["clips"]:
+    for row in result["data"]["clips"]:
         factors, latency = row["real_time_factor"], row["latency_ms"]
         lines.append(
             f"| {row['clip']} | {row['duration_s']:.1f} s | {row['frames']} | {row['segments']} "
@@ -82,6 +71,14 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {latency['first_audio']} ms | {latency['speech']} ms |"
         )
     return "\n".join(lines)
+
+
+def main() -> None:
+    """Run it, print its table, write its file."""
+    parser = experiment.parser(__doc__)
+    parser.add_argument("--clip", type=Path, action="append", default=[], help="a further clip, English speech")
+    arguments = parser.parse_args()
+    experiment.complete(arguments, lambda setup: run(setup, arguments.clip), markdown)
 
 
 if __name__ == "__main__":
