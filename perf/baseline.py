@@ -19,7 +19,7 @@ import av
 import numpy as np
 
 from polylip.client.closing import Policy
-from polylip.client.errors import PolylipError
+from polylip.client.errors import InputError, PolylipError
 from polylip.client.media_in import AudioReader, MediaInfo, VideoReader, probe_media
 from polylip.client.media_out import check_output, output_channels, output_sample_rate
 from polylip.client.mix import AudioBed, LevelMatch
@@ -238,14 +238,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Dub a clip with one step after another, for comparison.",
         epilog="example: python -m polylip.perf.baseline talk.mp4 -o talk_es.mp4 --from en --to es",
     )
-    parser.add_argument("clip", type=Path, metavar="CLIP")
-    parser.add_argument("-o", "--output", type=Path, metavar="OUT", required=True)
+    parser.add_argument("clip", type=Path, metavar="CLIP", help="a video with speech")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT", required=True, help="mp4, mov, mkv")
     parser.add_argument("--from", dest="source", default="auto", metavar="LANG", help="ISO 639-1, default auto")
     parser.add_argument("--to", dest="target", required=True, metavar="LANG", help="ISO 639-1")
     parser.add_argument("--profile", choices=experiment.PROFILES, default="lite", help="cpu makes its own weights")
     parser.add_argument("--json", action="store_true", help="everything, for a machine")
     options = parser.parse_args(arguments)
     try:
+        _check(options.clip, options.output)
         with experiment.prepared(experiment.Setup(options.profile)) as setup:
             baseline = Baseline(options.profile, setup.repository)
             run = baseline.dub(options.clip, options.output, source=options.source, target=options.target)
@@ -253,7 +254,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(json.dumps(asdict(run), indent=1) if options.json else table(run))
+    statuses = {segment.status for segment in run.segments}
+    if statuses == {Status.UNSUPPORTED}:
+        print(f"error: profile {options.profile} cannot dub to {options.target!r}: polylip languages", file=sys.stderr)
+        return 1
     return 0
+
+
+def _check(clip: Path, output: Path) -> None:
+    """What can be seen before anything is loaded. Raises InputError."""
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"{output}: there is no folder {output.parent}; make it first")
+    if clip.exists() and output.exists() and clip.samefile(output):
+        raise InputError(f"{output}: output and input are the same file; choose another output")
 
 
 if __name__ == "__main__":

@@ -47,10 +47,9 @@ def main() -> int:
     arguments = parser.parse_args()
     chosen = [entry for entry in CATALOGUE if _is_wanted(entry, arguments)]
     setup = experiment.setup_of(arguments)
-    try:
-        setup.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        sys.exit(f"error: --out {setup.out}: {error.strerror}; name a folder that can be written to")
+    experiment.check_folder(setup.out)
+    if arguments.clip is not None and not arguments.clip.is_file():
+        sys.exit(f"error: --clip {arguments.clip}: no such file")
     print(f"{len(chosen)} experiments, about {_usual_s(chosen, setup) / 60:.0f} minutes on two cores", flush=True)
     started = time.monotonic()
     with experiment.prepared(setup) if _needs_repository(chosen) else nullcontext(setup) as ready:

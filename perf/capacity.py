@@ -16,6 +16,7 @@ from pathlib import Path
 from polylip.client.errors import InputError, PolylipError
 from polylip.perf.capacity_model import (
     ENGINES,
+    HASH_TIMES,
     LINES,
     Host,
     Plan,
@@ -66,6 +67,8 @@ def table(plan: Plan, streams: int) -> str:
     shown = max(1, per_server)
     load = server_load(plan, shown)
     parts = [
+        "The times are those that were given, or else a profile's stand-ins on two cores, which say nothing of your "
+        "hardware: give --services.",
         f"Loads and queues of one server with {shown} {_streams(shown)}:",
         engine_table(plan, load),
         f"Latency of a request, against the time that what is in it lasts, {shown} {_streams(shown)}:",
@@ -113,11 +116,13 @@ def _shared(plan: Plan, load: ServerLoad) -> str:
 
 def _verdict(plan: Plan, per_server: int, streams: int) -> str:
     more = server_load(plan, per_server + 1)
-    why = "; ".join(more.failures.values()) or "no more were tried"
+    # Engines that share what is overcommitted never end: their own loads say nothing.
+    shared = [more.failures[name] for name, load in more.resources.items() if load > 1.0]
+    why = "; ".join(shared or more.failures.values()) or "no more were tried"
     if not per_server:
         return f"**Not even one stream per server**: {why}."
     even, hashed = servers_needed(streams, per_server), servers_needed_hashed(streams, per_server)
-    dealt = f"{hashed} where" if hashed else "more than anybody would pay for where"
+    dealt = f"{hashed} where" if hashed else f"more than {HASH_TIMES} times as many where"
     return (
         f"**{per_server} {_streams(per_server)} per server.** With {per_server + 1}: {why}.\n\n"
         f"**{even} servers for {streams} {_streams(streams)}**, one of them down, dealt out evenly; {dealt} a hash "
@@ -129,7 +134,7 @@ def _next(plan: Plan, per_server: int) -> str:
     found = levers(plan)
     if not found:
         return "No change of these kinds helps; another server does."
-    lines = [f"- {lever.change}: {lever.per_server} per server" for lever in found[:SHOWN_LEVERS]]
+    lines = list(dict.fromkeys(f"- {lever.change}: {lever.per_server} per server" for lever in found))[:SHOWN_LEVERS]
     return f"Next lever (now {per_server}):\n\n" + "\n".join(lines)
 
 
@@ -141,6 +146,9 @@ def _ms(seconds: float) -> str:
 
 def _streams(count: int) -> str:
     return "stream" if count == 1 else "streams"
+
+
+POSITIVE = ("streams", "cores", "gpus", "segments_per_s", "key_frames_per_s", "chunk_s", "frame_rate", "lip_batch")
 
 
 def main() -> None:
@@ -166,8 +174,10 @@ def main() -> None:
     parser.add_argument("--frame-rate", type=float, default=work.frame_rate)
     parser.add_argument("--lip-batch", type=int, default=work.lip_batch, help="frames in a request to lipsync")
     arguments = parser.parse_args()
-    if arguments.streams < 1:
-        parser.error("--streams must be at least 1")
+    for option in POSITIVE:
+        value = getattr(arguments, option)
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{option.replace('_', '-')} {value:g}: must be more than 0")
     try:
         print(table(plan_of(arguments), arguments.streams))
     except PolylipError as error:

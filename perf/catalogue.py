@@ -52,7 +52,6 @@ CATALOGUE = (
         "(baseline), and through the server and the client (pipeline).",
         full_s=400,
         quick_s=45,
-        options=("--warm-up", "1"),
     ),
     Entry(
         "efficiency",

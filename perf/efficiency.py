@@ -245,7 +245,7 @@ def markdown(result: Result) -> str:
         ("from the call to the closed video", "wall_s", "{:.2f} s"),
         ("CPU time of all processes", "cpu_s", "{:.2f} s"),
         ("share of the cores, mean", "cpu_share", "{:.0%}"),
-        ("share of the cores, highest", "cpu_share_peak", "{:.0%}"),
+        ("share of the cores, highest sample (50 ms, counted in steps of 10 ms)", "cpu_share_peak", "{:.0%}"),
         ("models computing, seconds per second and core", "computing_per_wall_s_and_core", "{:.2f}"),
         ("frames per CPU second", "frames_per_cpu_s", "{:.1f}"),
         ("memory of all processes, highest", "memory_mib_peak", "{:.0f} MiB"),

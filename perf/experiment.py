@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,24 @@ REPETITIONS = 10  # as in the published experiments
 WARM_UP = 2
 QUICK_REPETITIONS, QUICK_WARM_UP = 2, 1
 TRITONSERVER = "2.51.0"  # in the wheel of nvidia-pytriton 0.7.0
-PACKAGES = ("numpy", "opencv-python-headless", "av", "onnxruntime", "openvino", "torch", "nvidia-pytriton")
+PACKAGES = (
+    "polylip",
+    "numpy",
+    "opencv-python-headless",
+    "av",
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "nvidia-pytriton",
+    "pocketsphinx",
+    "sacrebleu",
+)
 STAND_INS = "stand-ins: pocketsphinx, apertium, espeak-ng, OpenCV's cascade, a geometric mouth warp; no public weights"
 GENERATED = "S3FD and Wav2Lip full size with generated (random) weights; speech by the stand-ins of profile lite"
+HELP = {
+    "repetitions": f"default {REPETITIONS}, {QUICK_REPETITIONS} with --quick; some have their own, or none",
+    "warm_up": f"runs before them; default {WARM_UP}, {QUICK_WARM_UP} with --quick",
+}
 WEIGHTS = {"lite": STAND_INS, "cpu": GENERATED}
 
 
@@ -57,11 +74,22 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     made.add_argument("--profile", choices=PROFILES, default="lite", help="engines; cpu makes its own random weights")
     made.add_argument("--repository", type=Path, help="model repository with the profile's graphs; made where missing")
     made.add_argument("--seed", type=int, default=SEED, help="of everything random")
-    made.add_argument("--repetitions", type=int, help=f"default {REPETITIONS}, {QUICK_REPETITIONS} with --quick")
-    made.add_argument("--warm-up", type=int, help=f"runs before them; default {WARM_UP}, {QUICK_WARM_UP} with --quick")
+    made.add_argument("--repetitions", type=at_least(1), help=HELP["repetitions"])
+    made.add_argument("--warm-up", type=at_least(0), help=HELP["warm_up"])
     made.add_argument("--quick", action="store_true", help="few cases and repetitions, to see that it works")
     made.add_argument("--out", type=Path, default=OUT, help=f"folder of the result files, default {OUT}")
     return made
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type for argparse."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}")
+        return value
+
+    return number
 
 
 def setup_of(arguments: argparse.Namespace) -> Setup:
@@ -91,6 +119,7 @@ def head(name: str, title: str, setup: Setup, *, warm: bool = True, weights: str
         "repetitions": setup.repetitions,
         "warm_up": setup.warm_up,
         "quick": setup.quick,
+        "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "versions": versions(),
     }
@@ -111,7 +140,7 @@ def caption(result: Result) -> str:
     quick = "; a quick run, not for publishing" if result["quick"] else ""
     return (
         f"Profile `{result['profile']}` ({result['weights']}); {where}; tritonserver "
-        f"{result['versions']['tritonserver']}; {result['state']}, {result['repetitions']} repetitions, "
+        f"{result['versions']['tritonserver']}; {result['state']}, repetitions: {result['repetitions']}, "
         f"seed {result['seed']}{quick}."
     )
 
@@ -127,6 +156,14 @@ def write(result: Result, out: Path) -> Path:
     return write_json(result, out / file_name(result))
 
 
+def check_folder(out: Path) -> None:
+    """Make it where it is missing; before a run, so that none is lost. Ends the program with a line where it cannot."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"error: --out {out}: {error.strerror}; name a folder that can be written to")
+
+
 def command(doc: str | None, run: Callable[[Setup], Result], markdown: Callable[[Result], str]) -> None:
     """The `main` of an experiment without options of its own: run it, write its file, print its table."""
     complete(parser(doc).parse_args(), run, markdown)
@@ -134,6 +171,7 @@ def command(doc: str | None, run: Callable[[Setup], Result], markdown: Callable[
 
 def complete(arguments: argparse.Namespace, run: Callable[[Setup], Result], markdown: Callable[[Result], str]) -> None:
     """The same for one that has parsed more options than those of `parser`."""
+    check_folder(arguments.out)
     with prepared(setup_of(arguments)) as setup:
         result = run(setup)
     path = write(result, setup.out)

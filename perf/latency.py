@@ -193,14 +193,17 @@ def short_table(result: Result) -> str:
 def _latency_table(data: dict[str, Any]) -> str:
     names = data["names"]
     served = [name for name in names if name != BASELINE]
-    heads = [f"{names[name]}, s" for name in names] + [f"factor of the {names[name]}" for name in served]
-    heads += ["first dubbed frame, baseline", "first dubbed frame, pipeline"]
-    lines = [f"| clip | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
+    heads = [f"{names[name]}, s to the closed video" for name in names]
+    heads += [f"factor of the {names[name]}" for name in served]
+    heads += ["first dubbed frame: baseline, pipeline", "command returns: baseline, pipeline"]
+    lines = [f"| clip, frames with new lips | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
     for row in data["clips"]:
         cells = [_cell(row["latency_s"][name]) for name in names]
         cells += [f"**{row['factor'][name]:.2f}**" for name in served]
-        cells += [f"{row['first_frame_s'][name]['mean']:.2f} s" for name in (BASELINE, PIPELINE)]
-        lines.append(f"| {row['seconds']:g} s | {' | '.join(cells)} |")
+        for figure in ("first_frame_s", "returned_s"):
+            cells.append(", ".join(f"{row[figure][name]['mean']:.2f} s" for name in (BASELINE, PIPELINE)))
+        clip = f"{row['seconds']:g} s, {row['frames_lipsynced'][PIPELINE]} of {row['frames']}"
+        lines.append(f"| {clip} | {' | '.join(cells)} |")
     slopes = [f"{data['slopes'][name]['s_per_s']:.2f}" for name in names]
     return "\n".join([*lines, f"| s per s of clip | {' | '.join(slopes)} |{' |' * (len(heads) - len(slopes))}"])
 

@@ -7,6 +7,7 @@ compares the two.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
@@ -40,6 +41,7 @@ def _block(file: str, module: str, function: str, results: Path) -> str:
 
 def main() -> None:
     """Rewrite the pages whose figures are old."""
+    argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0]).parse_args()
     for page in pages():
         text = page.read_text(encoding="utf-8")
         if (new := filled(text)) != text:

@@ -103,7 +103,7 @@ def _dub_rows(result: Result) -> dict[str, str]:
         "luma outside the face, frames with new lips": _alike(outside),
         "luma of untouched frames": _alike(untouched),
         "seam, mean (worst twentieth)": f"{_levels(dub['seam'])} ({_levels(dub['seam_worst'])}) levels per px",
-        "flicker, mean (worst twentieth)": f"{_levels(dub['flicker'])} ({_levels(dub['flicker_worst'])}) of the source",
+        "flicker, mean (of 95 %)": f"{_levels(dub['flicker'])} ({_levels(dub['flicker_worst'])}) of the source",
         "A/V offset, by the client": _ms(dub["av_offset_ms"]),
         "A/V offset, from the finished file": f"{_ms(offset['median_ms'])} (median of {offset['clear']} clear windows "
         f"of {offset['windows']}{lead})",

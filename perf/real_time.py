@@ -78,6 +78,9 @@ def main() -> None:
     parser = experiment.parser(__doc__)
     parser.add_argument("--clip", type=Path, action="append", default=[], help="a further clip, English speech")
     arguments = parser.parse_args()
+    for clip in arguments.clip:
+        if not clip.is_file():
+            parser.error(f"--clip {clip}: no such file")
     experiment.complete(arguments, lambda setup: run(setup, arguments.clip), markdown)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from polylip.client import html_parts
+from polylip.client.errors import InputError
 from polylip.client.files import write_atomic
 from polylip.client.gantt_svg import plain
 from polylip.client.html_parts import Card
@@ -23,12 +25,15 @@ from polylip.perf import report_plots
 from polylip.perf.catalogue import CATALOGUE, Entry
 from polylip.perf.experiment import OUT, PROFILES, Result, caption
 
-PAGE = "index.html"
+PAGES = {"lite": "index.html", "cpu": "index_cpu.html"}
 RENDER = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 
 def write_report(out: Path, profile: str) -> Path:
-    """The page of a profile's results in `out`; experiments without a result are named as missing."""
+    """The page of a profile's results in `out`; experiments without a result are named as missing.
+
+    Raises InputError where there is none.
+    """
     told = _read(out / f"bench_{profile}.json") or {"experiments": []}
     errors = {row["name"]: row["error"] for row in told["experiments"] if row["error"]}
     sections, missing, results = [], [], []
@@ -39,6 +44,8 @@ def write_report(out: Path, profile: str) -> Path:
             sections.append(_section(entry, result, out))
         elif entry.name not in errors:
             missing.append(entry.title)
+    if not results and not errors:
+        raise InputError(f"{out}: no results of profile {profile}; python -m polylip.perf.bench makes them")
     warnings = [f"{name} failed: {error}" for name, error in errors.items()]
     warnings += sorted({f"weights: {result['weights']}" for result in results})
     warnings += ["a quick run: few cases and repetitions, not for publishing"] * any(r["quick"] for r in results)
@@ -49,7 +56,7 @@ def write_report(out: Path, profile: str) -> Path:
         *sections,
         f"<p>Not in this run: {plain(', '.join(missing))}.</p>" if missing else "",
     ]
-    return write_atomic(out / PAGE, html_parts.document("polylip, measured", body).encode())
+    return write_atomic(out / PAGES[profile], html_parts.document("polylip, measured", body).encode())
 
 
 def _result(out: Path, entry: Entry, profile: str) -> Result | None:
@@ -108,7 +115,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder of the result files, default {OUT}")
     parser.add_argument("--profile", choices=PROFILES, default="lite")
     arguments = parser.parse_args()
-    print(write_report(arguments.out, arguments.profile))
+    try:
+        print(write_report(arguments.out, arguments.profile))
+    except InputError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import grpc
+
 from polylip.client.errors import PolylipError
 from polylip.perf import experiment, server_work
 from polylip.perf.experiment import Result, Setup
@@ -108,9 +110,11 @@ def markdown(result: Result) -> str:
 def sentence(result: Result) -> str:
     """The answer in short, for the README."""
     data = result["data"]
+    streams = f"{data['streams']} live stream{'s' * (data['streams'] != 1)}"
     return (
-        f"This machine sustains {data['streams']} live stream{'s' * (data['streams'] != 1)} of profile "
-        f"`{result['profile']}`: with one more, the 99th percentile of a chunk is above its own length."
+        f"{result['machine']['cores']} cores sustain {streams} of profile `{result['profile']}` (stand-ins): "
+        f"with one more, the slowest chunks take longer than they play (windows of {data['window_s']:g} s; "
+        "[docs/perf-analyzer.md](docs/perf-analyzer.md) counts the requests)."
     )
 
 
@@ -143,6 +147,8 @@ def main() -> None:
         experiment.complete(arguments, lambda setup: run(setup, options), markdown)
     except (PolylipError, MissingError, EngineError) as error:
         sys.exit(f"error: {error}")
+    except grpc.RpcError:
+        sys.exit(f"error: no tritonserver answers at {arguments.url}; start one: polylip serve")
 
 
 def _options(arguments: argparse.Namespace) -> Options:

@@ -213,7 +213,7 @@ def main() -> int:
     """Run it, write `translation_<profile>.json`, print its table."""
     parser = experiment.parser(__doc__)
     parser.add_argument("--comet", type=Path, metavar="FILE", help="model.ckpt of a downloaded COMET model")
-    parser.add_argument("--talks", type=int, metavar="N", help="only the first N, default all of them")
+    parser.add_argument("--talks", type=experiment.at_least(1), metavar="N", help="only the first N, default all")
     arguments = parser.parse_args()
     try:
         check_comet(arguments.comet)

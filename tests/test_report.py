@@ -14,7 +14,7 @@ import pytest
 
 from polylip.perf.catalogue import CATALOGUE
 from polylip.perf.experiment import caption
-from polylip.perf.report import PAGE, write_report
+from polylip.perf.report import PAGES, write_report
 
 RESULTS = Path(__file__).parents[1] / "perf" / "results"
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> str:
-    return (folder / PAGE).read_text()
+    return (folder / PAGES["lite"]).read_text()
 
 
 def test_every_experiment_has_a_section_or_is_named(page: str):
@@ -77,7 +77,7 @@ def test_the_suite_runs_an_experiment_and_writes_the_page(tmp_path: Path):
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads((tmp_path / "bench_lite.json").read_text())
     assert [row["name"] for row in told["experiments"]] == ["work"] and told["experiments"][0]["error"] == ""
-    assert "Counted work" in (tmp_path / PAGE).read_text()
+    assert "Counted work" in (tmp_path / PAGES["lite"]).read_text()
 
 
 def test_a_folder_that_cannot_be_written_to_is_said_before_anything_runs(tmp_path: Path):
