@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from polylip.client.errors import PolylipError
+from polylip.client.errors import InputError, PolylipError
 from polylip.perf import experiment, server_work
 from polylip.perf.experiment import Result, Setup
 from polylip.perf.streams_load import KINDS, Probe, run_probe
@@ -43,7 +43,7 @@ class Options:
 
 
 def run(setup: Setup, options: Options | None = None) -> Result:
-    """Search `repetitions` times, each with other phases of the streams."""
+    """Search `repetitions` times, each with other phases of the streams. Raises InputError where no server answers."""
     asked = options or Options()
     limit = asked.limit or (QUICK_STREAMS if setup.quick else MAX_STREAMS)
     window_s = asked.window_s or (QUICK_WINDOW_S if setup.quick else WINDOW_S)
@@ -70,9 +70,9 @@ def _search(probe: Probe, limit: int) -> dict[str, Any]:
     probes: list[dict[str, Any]] = []
 
     def sustained(streams: int) -> bool:
-        before = server_work.look(probe.url)
+        before = _looked(probe.url)
         outcomes = run_probe(replace(probe, streams=streams))
-        done = server_work.since(before, server_work.look(probe.url))
+        done = server_work.since(before, _looked(probe.url))
         verdict = judge(outcomes, probe.kinds)
         latencies = {
             kind: [round(o.latency_s * 1000, 1) for o in outcomes if o.kind == kind and o.latency_s is not None]
@@ -86,6 +86,14 @@ def _search(probe: Probe, limit: int) -> dict[str, Any]:
 
     found = search(limit, sustained)
     return {"streams": found.good, "first_bad": found.bad, "probes": probes}
+
+
+def _looked(url: str) -> dict[str, server_work.ModelWork]:
+    """Raises InputError where no server answers."""
+    try:
+        return server_work.look(url)
+    except grpc.RpcError:
+        raise InputError(f"no tritonserver answers at {url}; start one: polylip serve") from None
 
 
 def markdown(result: Result) -> str:
@@ -147,8 +155,6 @@ def main() -> None:
         experiment.complete(arguments, lambda setup: run(setup, options), markdown)
     except (PolylipError, MissingError, EngineError) as error:
         sys.exit(f"error: {error}")
-    except grpc.RpcError:
-        sys.exit(f"error: no tritonserver answers at {arguments.url}; start one: polylip serve")
 
 
 def _options(arguments: argparse.Namespace) -> Options:
