@@ -1,7 +1,7 @@
 # make        set up .venv (Debian packages, locked Python packages, the lips graph)
 # make demo   dub a self-made clip to Spanish, into out/demo/
 # make test   lint, types and all tests
-# make bench  every experiment and the report out/bench/index.html: 15 minutes; QUICK=1 for 2, PROFILE=cpu for another
+# make bench  every experiment and the report out/bench/index.html: 14 minutes; QUICK=1 for 2, PROFILE=cpu for another
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell command -v $(p)),$(p))))
 VENV := .venv
 BIN := $(VENV)/bin
