@@ -34,23 +34,30 @@ class Relay:
             writer.transport.abort()
         await asyncio.gather(*self._serving)
 
+    async def passing(self, data: bytes, *, answers: bool) -> None:
+        """Bytes are on their way, from the server or to it; they leave when this returns."""
+        if answers:
+            self.received_bytes += len(data)
+        else:
+            self.sent_bytes += len(data)
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._serving.append(asyncio.create_task(self._serve(reader, writer)))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.append(writer)
         with contextlib.suppress(OSError):
-            answers, server = await asyncio.open_connection(*self._target)
-            self._writers.append(server)
-            await asyncio.gather(self._pump(reader, server, to_server=True), self._pump(answers, writer))
+            there_reader, there_writer = await asyncio.open_connection(*self._target)
+            self._writers.append(there_writer)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, there_writer, answers=False))
+                group.create_task(self._pump(there_reader, writer, answers=True))
+        writer.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, to_server: bool = False) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
-                if to_server:
-                    self.sent_bytes += len(data)
-                else:
-                    self.received_bytes += len(data)
+                await self.passing(data, answers=answers)
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
