@@ -65,11 +65,16 @@ def check_wishes(wishes: SpeechWishes, face: str | None, url: str | None) -> Non
     parse_wish(face)
 
 
+def check_not_input(output: Path, source: Path) -> None:
+    """Raises InputError where writing would overwrite what is read, by a link too."""
+    if output.exists() and source.exists() and output.samefile(source):
+        raise InputError(f"{output}: output and input are the same file; choose another output")
+
+
 def check_options(options: DubOptions) -> None:
     """What can be seen without opening anything. Raises InputError."""
     check_wishes(options.wishes, options.face, options.url)
-    if options.output.exists() and options.input.exists() and options.output.samefile(options.input):
-        raise InputError(f"{options.output}: output and input are the same file; choose another output")
+    check_not_input(options.output, options.input)
 
 
 async def check_languages(client: TritonClient, wishes: SpeechWishes) -> None:

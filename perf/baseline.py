@@ -23,6 +23,7 @@ from polylip.client.errors import InputError, PolylipError
 from polylip.client.media_in import AudioReader, MediaInfo, VideoReader, probe_media
 from polylip.client.media_out import check_output, output_channels, output_sample_rate
 from polylip.client.mix import AudioBed, LevelMatch
+from polylip.client.options import check_not_input
 from polylip.client.pulse import Pulse
 from polylip.client.results import Status
 from polylip.client.segmentation import SPEECH_RATE_HZ, Segment, Segmenter
@@ -265,8 +266,7 @@ def _check(clip: Path, output: Path) -> None:
     """What can be seen before anything is loaded. Raises InputError."""
     if not output.absolute().parent.is_dir():
         raise InputError(f"{output}: there is no folder {output.parent}; make it first")
-    if clip.exists() and output.exists() and clip.samefile(output):
-        raise InputError(f"{output}: output and input are the same file; choose another output")
+    check_not_input(output, clip)
 
 
 if __name__ == "__main__":

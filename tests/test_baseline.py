@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,14 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path: Path, capsys: pyte
     assert command.main([str(tmp_path / "none.mp4"), "-o", str(tmp_path / "out.mp4"), "--to", "es"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "none.mp4" in error and error.count("\n") == 1
+
+
+def test_the_clip_itself_is_no_output(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    own, link = tmp_path / "talk.mp4", tmp_path / "link.mp4"
+    shutil.copy(clip, own)
+    link.symlink_to(own)
+    before = own.read_bytes()
+    for output in (own, link):
+        assert command.main([str(own), "-o", str(output), "--to", "es"]) == 1
+        assert "the same file" in capsys.readouterr().err
+    assert own.read_bytes() == before
