@@ -159,7 +159,7 @@ def _contender(runs: Sequence[Watched], cores: int) -> dict[str, Any]:
     figures = [_figures(watched, cores) for watched in runs]
     middle = sorted(runs, key=lambda watched: watched.timed.total_s)[len(runs) // 2].sampler
     return {
-        **{key: _spread([figure[key] for figure in figures]) for key in figures[0]},
+        **{key: experiment.spread([figure[key] for figure in figures]) for key in figures[0]},
         "frames": runs[0].timed.frames,
         "processes": {name: _process([watched.sampler for watched in runs], name, cores) for name in groups},
         "models": _models(runs),
@@ -229,11 +229,6 @@ def _gpu(runs: Sequence[Watched]) -> dict[str, float] | None:
         "use": statistics.mean(sample[GPU_USE] for sample in samples),
         "memory_mib_peak": max(sample[GPU_MEMORY] for sample in samples) / MIB,
     }
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.mean(values), "sd": sd, "raw": list(values)}
 
 
 def markdown(result: Result) -> str:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from polylip.client.errors import PolylipError
 from polylip.client.report import write_json
 from polylip.perf.machine import machine
+from polylip.serving.errors import EngineError, MissingError
 from polylip.serving.launcher import ServerOptions
 
 Result = dict[str, Any]
@@ -134,6 +137,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (0 of a single one) and the values themselves."""
+    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "sd": sd, "raw": list(values)}
+
+
 def caption(result: Result) -> str:
     """One line for below a table: where, with what, how often."""
     where = f"{result['machine']['cores']} cores ({result['machine']['cpu']})"
@@ -176,6 +185,16 @@ def complete(arguments: argparse.Namespace, run: Callable[[Setup], Result], mark
         result = run(setup)
     path = write(result, setup.out)
     print(f"{result['title']}\n\n{markdown(result)}\n\n{caption(result)}\n\n{path}")
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """0, or 2 and a line where it cannot be done."""
+    try:
+        work()
+    except (PolylipError, MissingError, EngineError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 @contextlib.contextmanager

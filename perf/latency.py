@@ -107,7 +107,7 @@ def paced_rows(late_s: dict[float, dict[str, list[float]]]) -> list[dict[str, An
     """By length: seconds from the last frame of a clip to its closed video."""
     rows = []
     for seconds, by_name in late_s.items():
-        spreads = {name: _spread(values) for name, values in by_name.items()}
+        spreads = {name: experiment.spread(values) for name, values in by_name.items()}
         factor = spreads[BASELINE]["mean"] / spreads[PIPELINE]["mean"]
         rows.append({"seconds": seconds, "latency_s": spreads, "factor": factor})
     return rows
@@ -115,7 +115,7 @@ def paced_rows(late_s: dict[float, dict[str, list[float]]]) -> list[dict[str, An
 
 def _row(seconds: float, clip: Path, by_name: dict[str, list[Timed]]) -> dict[str, Any]:
     first = {name: timed[0] for name, timed in by_name.items()}
-    latency = {name: _spread([t.closed_s for t in timed]) for name, timed in by_name.items()}
+    latency = {name: experiment.spread([t.closed_s for t in timed]) for name, timed in by_name.items()}
     return {
         "seconds": seconds,
         "duration_s": probe_media(clip).duration_s or seconds,
@@ -123,9 +123,9 @@ def _row(seconds: float, clip: Path, by_name: dict[str, list[Timed]]) -> dict[st
         "frames_lipsynced": {name: timed.frames_lipsynced for name, timed in first.items()},
         "dubbed_segments": {name: len(timed.texts) for name, timed in first.items()},
         "latency_s": latency,
-        "first_frame_s": {name: _spread([t.first_frame_s for t in timed]) for name, timed in by_name.items()},
-        "returned_s": {name: _spread([t.total_s for t in timed]) for name, timed in by_name.items()},
-        "cpu_s": {name: _spread([t.cpu_s for t in timed]) for name, timed in by_name.items()},
+        "first_frame_s": {name: experiment.spread([t.first_frame_s for t in timed]) for name, timed in by_name.items()},
+        "returned_s": {name: experiment.spread([t.total_s for t in timed]) for name, timed in by_name.items()},
+        "cpu_s": {name: experiment.spread([t.cpu_s for t in timed]) for name, timed in by_name.items()},
         "factor": {name: latency[BASELINE]["mean"] / latency[name]["mean"] for name in by_name if name != BASELINE},
     }
 
@@ -171,11 +171,6 @@ def _mean_of(timed: Sequence[Timed]) -> Callable[[Callable[[Timed], float]], flo
 def _middle(timed: Sequence[Timed]) -> Timed:
     """The run with the median latency."""
     return sorted(timed, key=lambda t: t.closed_s)[len(timed) // 2]
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.mean(values), "sd": sd, "raw": list(values)}
 
 
 def markdown(result: Result) -> str:

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from polylip.client.errors import PolylipError
 from polylip.export.checkpoints import checkpoint_sha256, load_network
 from polylip.export.networks import SyncNet
 from polylip.perf import experiment
@@ -25,7 +24,6 @@ from polylip.perf.picture_quality_dub import make_dub, measure_dub
 from polylip.perf.picture_quality_measures import FRAMES
 from polylip.perf.picture_quality_networks import compare_networks
 from polylip.perf.sync import LITE_LEAD_MS
-from polylip.serving.errors import EngineError, MissingError
 from polylip.serving.launcher import running_server
 
 NAME, TITLE = "picture_quality", "Picture quality: precisions of the networks, and a finished dub"
@@ -151,14 +149,8 @@ def main() -> int:
     parser.add_argument("--syncnet", type=Path, metavar="FILE", help="syncnet_v2.model, for LSE-D and LSE-C")
     parser.add_argument("--random-detector", action="store_true", help="one that knows no faces: a minute less")
     arguments = parser.parse_args()
-    try:
-        experiment.complete(
-            arguments, partial(run, syncnet=arguments.syncnet, fitted=not arguments.random_detector), markdown
-        )
-    except (PolylipError, MissingError, EngineError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    work = partial(run, syncnet=arguments.syncnet, fitted=not arguments.random_detector)
+    return experiment.exit_status(lambda: experiment.complete(arguments, work, markdown))
 
 
 if __name__ == "__main__":

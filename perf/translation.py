@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from polylip.client.closing import Policy
-from polylip.client.errors import PolylipError
 from polylip.client.triton import TritonClient
 from polylip.perf import experiment
 from polylip.perf.experiment import Result, Setup
@@ -31,7 +30,6 @@ from polylip.perf.translation_scores import (
     word_errors,
 )
 from polylip.perf.translation_texts import Talk, spoken, talks
-from polylip.serving.errors import EngineError, MissingError
 from polylip.serving.launcher import running_server
 
 NAME, TITLE = "translation", "Translation quality: segments cut by silence against segments cut by meaning"
@@ -215,13 +213,13 @@ def main() -> int:
     parser.add_argument("--comet", type=Path, metavar="FILE", help="model.ckpt of a downloaded COMET model")
     parser.add_argument("--talks", type=experiment.at_least(1), metavar="N", help="only the first N, default all")
     arguments = parser.parse_args()
-    try:
-        check_comet(arguments.comet)
-        experiment.complete(arguments, partial(run, comet=arguments.comet, most=arguments.talks), markdown)
-    except (PolylipError, MissingError, EngineError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    work = partial(run, comet=arguments.comet, most=arguments.talks)
+
+    def checked() -> None:
+        check_comet(arguments.comet)  # before a repository is made
+        experiment.complete(arguments, work, markdown)
+
+    return experiment.exit_status(checked)
 
 
 if __name__ == "__main__":
