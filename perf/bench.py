@@ -75,7 +75,7 @@ def _needs_repository(chosen: Sequence[Entry]) -> bool:
 
 
 def _usual_s(chosen: Sequence[Entry], setup: Setup) -> float:
-    return sum(_entry_s(entry, setup) for entry in chosen)  # of what runs side by side, its share
+    return sum(_entry_s(entry, setup) for entry in chosen)
 
 
 def _entry_s(entry: Entry, setup: Setup) -> float:

@@ -16,7 +16,7 @@ class Entry:
     name: str  # of its result files
     title: str
     about: str  # what its figures say, in a sentence or two
-    full_s: float  # usual time with profile lite on two cores
+    full_s: float  # usual time with profile lite on two cores; half of it where it runs beside another
     quick_s: float | None
     module_name: str = ""  # in polylip.perf, where it is not `name`
     uses_profile: bool = True  # False: the same whatever the profile
@@ -40,7 +40,7 @@ CATALOGUE = (
         "I. Per-network ablation",
         "The two networks of the picture in every runtime of this machine. The published generator takes 4.50 ms in "
         "PyTorch FP32, 2.19 ms as a TensorRT plan in FP32 and 0.96 ms in FP16, on a GPU.",
-        full_s=100,
+        full_s=60,
         quick_s=None,
         uses_profile=False,
         options=("--repetitions", "1", "--short"),
@@ -50,14 +50,14 @@ CATALOGUE = (
         "II. End-to-end latency",
         "One clip at a time, at hand from the beginning, through the same engines: one after another in one process "
         "(baseline), and through the server and the client (pipeline).",
-        full_s=400,
+        full_s=350,
         quick_s=45,
     ),
     Entry(
         "efficiency",
         "III. Resource use",
         "What the processes and the server's own metrics show while a clip of 5 s runs.",
-        full_s=60,
+        full_s=40,
         quick_s=25,
         options=("--repetitions", "3", "--warm-up", "1"),
     ),
@@ -65,7 +65,7 @@ CATALOGUE = (
         "overhead",
         "What Triton, gRPC and the client add",
         "The same requests for one segment, in the engines' own process and through the server.",
-        full_s=45,
+        full_s=40,
         quick_s=20,
         options=("--repetitions", "6", "--warm-up", "1"),
     ),
@@ -73,7 +73,7 @@ CATALOGUE = (
         "translation",
         "IV. Translation quality",
         "Silence-only and semantic segments of the same speech, against human references.",
-        full_s=75,
+        full_s=65,
         quick_s=None,
         timed=False,
         options=("--talks", "5"),
@@ -82,7 +82,7 @@ CATALOGUE = (
         "picture_quality",
         "V. Picture and sync quality",
         "Reduced precision against FP32, and a finished dub against its source.",
-        full_s=75,
+        full_s=65,
         quick_s=None,
         timed=False,
         options=("--random-detector",),
@@ -91,7 +91,7 @@ CATALOGUE = (
         "perf_analyzer",
         "perf_analyzer",
         "NVIDIA's own load generator against every model and ensemble.",
-        full_s=80,
+        full_s=40,
         quick_s=None,
         module_name="analyzer",
         options=("--repetitions", "1", "--concurrency", "1"),
@@ -100,7 +100,7 @@ CATALOGUE = (
         "streams",
         "Live streams per server",
         "Paced streams, each chunk's latency counted from the moment at which it was due.",
-        full_s=90,
+        full_s=55,
         quick_s=None,
         options=("--window-s", "8"),
     ),
@@ -109,7 +109,7 @@ CATALOGUE = (
         "Capacity: predicted and measured",
         "A paper model against three servers behind HAProxy. The engines sleep for fixed times here, because three "
         "servers share this machine.",
-        full_s=75,
+        full_s=70,
         quick_s=None,
         module_name="capacity_run",
         uses_profile=False,
@@ -119,7 +119,7 @@ CATALOGUE = (
         "real_time",
         "Real-time factor of whole clips",
         "Wall time over the clip's duration; below 1 is faster than the clip plays.",
-        full_s=60,
+        full_s=35,
         quick_s=None,
         options=("--repetitions", "1"),
     ),
