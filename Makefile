@@ -1,6 +1,7 @@
 # make        set up .venv (Debian packages, locked Python packages, the lips graph)
 # make demo   dub a self-made clip to Spanish, into out/demo/
 # make test   lint, types and all tests
+# make clients  build the Node and Go clients of `dub`
 # make bench  every experiment and the report out/bench/index.html: 14 minutes; QUICK=1 for 2, PROFILE=cpu for another
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(if $(shell command -v $(p)),$(p))))
 VENV := .venv
@@ -11,7 +12,7 @@ CLIP ?=
 PROFILE ?=
 QUICK ?=
 
-.PHONY: setup demo test lint bench bench-cpu bench-gpu bench-live bench-memory bench-segmentation bench-soak lock clean
+.PHONY: setup demo test lint clients bench bench-cpu bench-gpu bench-live bench-memory bench-segmentation bench-soak lock clean
 
 setup: $(VENV)/.ready
 
@@ -30,10 +31,11 @@ $(VENV)/.ready: pyproject.toml requirements.lock export/lips_lite.py
 	$(BIN)/polylip export lite
 	touch $@
 
-$(VENV)/.ready-test: $(VENV)/.ready
-	$(call debian,bench)
+$(VENV)/.ready-test: $(VENV)/.ready docker/kubernetes/tools/package-lock.json
+	$(call debian,bench clients test)
 	$(PIP) install -q -c requirements.lock -e '.[test]'
 	$(BIN)/python -m polylip.serving.cpu_torchaudio
+	$(BIN)/python tests/kubernetes_tools.py
 	touch $@
 
 demo: setup
@@ -48,8 +50,13 @@ lint: $(VENV)/.ready-test
 	MYPYPATH=build/ns $(BIN)/mypy -p polylip.client -p polylip.serving -p polylip.export -p polylip.perf
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
-	$(BIN)/python -m pytest -m alone
+	POLYLIP_ALL_TOOLS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not alone"
+	POLYLIP_ALL_TOOLS=1 $(BIN)/python -m pytest -m alone
+
+clients:
+	$(call debian,clients)
+	$(MAKE) -C client/node
+	$(MAKE) -C client/go
 
 # torch among them, which the demo does without
 $(VENV)/.ready-bench: $(VENV)/.ready

@@ -16,13 +16,10 @@ import numpy.typing as npt
 
 from polylip.client.quality import Patch, QualityMeter
 from polylip.client.ring import Box
+from polylip.serving.crops import FACE_SIZE, crop_box
 
 UInt8 = npt.NDArray[np.uint8]
 Float32 = npt.NDArray[np.float32]
-
-FACE_SIZE = 96  # what Wav2Lip takes (specification of the network)
-PAD_BOTTOM = 0.04  # of the box height: detectors end at the chin, an open mouth pushes it down
-MIN_BOX_PX = 24  # a smaller face has no mouth to speak of
 
 # The mask. Lengths are pixels of the 96x96 crop, differences are grey levels.
 UNCHANGED_LEVELS = 4.0  # differences up to this are rounding and resampling ...
@@ -86,13 +83,10 @@ def to_frame(pixels: UInt8, pixel_format: str) -> Any:
 def cut_face(planes: list[UInt8], box: Box) -> FaceCut | None:
     """The face in `box`, or None when it lies outside the picture or is too small."""
     height, width = planes[0].shape
-    x1, y1, x2, y2 = box
-    y2 += PAD_BOTTOM * (y2 - y1)
-    # Even edges: chroma has half the resolution.
-    left, top = max(0, int(x1) // 2 * 2), max(0, int(y1) // 2 * 2)
-    right, bottom = min(width, -(-int(x2) // 2) * 2) // 2 * 2, min(height, -(-int(y2) // 2) * 2) // 2 * 2
-    if right - left < MIN_BOX_PX or bottom - top < MIN_BOX_PX:
+    crop = crop_box(box, width, height)
+    if crop is None:
         return None
+    left, top, right, bottom = crop
     small = [_resize(region, FACE_SIZE, FACE_SIZE) for region in face_regions(planes, left, top, right, bottom)]
     return FaceCut(planes, left, top, right, bottom, _to_bgr(small))
 

@@ -1,6 +1,7 @@
 """The `polylip` command. Exit codes: 0 done, 2 unusable input or machine, 3 the server failed, 130 interrupted.
 
-`verify` has three more: 4 not marked, 5 changed since it was marked, 6 only its tags say so.
+`verify` has three more: 4 not marked, 5 changed since it was marked, 6 only its tags say so. `serve` has two: 4 a model
+died, 5 streams were cut off; `drain` the latter.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ from polylip.client.languages_command import languages
 from polylip.client.live.call_command import call
 from polylip.client.live.command import live
 from polylip.client.report import print_summary
+from polylip.client.segment_command import segment
+from polylip.client.serve_command import Models, drain, names, probe, serve
 from polylip.client.vad import VadChoice
 from polylip.client.verify import verify
 from polylip.export.commands import app as export_app
 from polylip.export.fetch_command import fetch
 from polylip.serving.errors import EngineError, MissingError, UnknownProfileError
 from polylip.serving.isochrony import Fit
-
-LOOPBACK = "127.0.0.1"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,17 +60,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Dub a video or a live stream into another language, with moving lips, through a Triton Inference Server.",
     epilog="Exit codes: 0 done; 2 the input or this machine cannot be used; 3 the server failed; 130 interrupted; "
-    "`verify`: 4 not marked, 5 changed since, 6 tags only.",
+    "`verify`: 4 not marked, 5 changed since, 6 tags only; `serve`: 4 a model died, 5 streams were cut off.",
 )
 app.add_typer(export_app, name="export")
 app.command("fetch")(fetch)
 app.command("languages")(languages)
 app.command("live")(live)
+app.command("segment")(segment)
 app.command("call")(call)
 app.command("verify")(verify)
-
-PORTS = {"min": 0, "max": 65535}
-Models = Annotated[str, typer.Option(help="Only these models, for example: detect,track,faces")]
+app.command("serve")(serve)
+app.command("probe")(probe)
+app.command("drain")(drain)
 
 
 @app.command()
@@ -141,41 +143,6 @@ def _interrupted(output: Path) -> str:
 
 
 @app.command()
-def serve(
-    profile: Profile = "lite",
-    models: Models = "",
-    grpc_port: Annotated[int, typer.Option(**PORTS, help="gRPC port; 0 takes a free one")] = 8001,
-    metrics_port: Annotated[int, typer.Option(**PORTS, help="Metrics port; 0 takes a free one")] = 8002,
-    http_port: Annotated[int | None, typer.Option(**PORTS, help="HTTP port; off unless given")] = None,
-    listen: Annotated[
-        str, typer.Option(help="IPv4 address for all ports; there is no login: keep loopback unless a proxy guards it")
-    ] = LOOPBACK,
-    log: Annotated[Path | None, typer.Option(help="Server log; by default a new file in the state folder")] = None,
-) -> None:
-    """Start a tritonserver, on loopback unless told otherwise, and keep it until Ctrl-C or SIGTERM.
-
-    Says that it is ready when every model has answered a real inference.
-
-    Example: polylip serve --profile lite --grpc-port 8001
-    """
-    from polylip.serving.launcher import ServerOptions, running_server  # noqa: PLC0415  needs the extra `serve`
-
-    options = ServerOptions(
-        profile,
-        models=_names(models),
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        http_port=http_port,
-        listen=listen,
-        log_path=log,
-    )
-    with interruptible("the server is stopped", 0), running_server(options) as server:
-        print(f"ready: grpc {server.url}, metrics {listen}:{server.ports.metrics}, log {server.log_path}", flush=True)
-        status = server.wait()
-        fail(f"tritonserver ended by itself (status {status}); log: {server.log_path}", EXIT_SERVER)
-
-
-@app.command()
 def doctor(
     profile: Profile = "lite",
     models: Models = "",
@@ -187,7 +154,7 @@ def doctor(
     """
     from polylip.serving.doctor import run_checks  # noqa: PLC0415  needs nothing but is not needed by a thin client
 
-    checks = run_checks(profile, models=_names(models))
+    checks = run_checks(profile, models=names(models))
     if as_json:
         print(json.dumps([vars(check) for check in checks]))
     else:
@@ -195,11 +162,6 @@ def doctor(
             print(f"{'ok     ' if check.ok else 'MISSING'} {check.name}: {check.detail}")
     if not all(check.ok for check in checks):
         raise typer.Exit(EXIT_UNUSABLE)
-
-
-def _names(listed: str) -> tuple[str, ...]:
-    """The parts of a list with commas."""
-    return tuple(name.strip() for name in listed.split(",") if name.strip())
 
 
 async def _dub_with_progress(options: job.DubOptions) -> job.DubResult:

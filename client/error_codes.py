@@ -61,7 +61,11 @@ MEANINGS = {
     ErrorCode.BAD_REQUEST: Meaning("inputs are missing or have the wrong name, type, shape or size"),
     ErrorCode.TOO_LARGE: Meaning("the message is larger than a message may be"),
     ErrorCode.ENGINE_FAILED: Meaning("the model's own code answered with an error: it refused the content, or failed"),
-    ErrorCode.PYTHON_MODEL_DIED: Meaning("the process of a Python model is gone; the server must be restarted"),
+    ErrorCode.PYTHON_MODEL_DIED: Meaning(
+        "the process of a Python model is gone; the server must be started again",
+        True,
+        "yes, once the server is started again; no when that does not happen within 5 s",
+    ),
     ErrorCode.CANCELLED: Meaning("the call was cancelled"),
     ErrorCode.TLS: Meaning("the TLS handshake failed"),
     ErrorCode.INTERNAL: Meaning("anything else; the message says what"),
@@ -83,6 +87,7 @@ _MESSAGES = [
         (r"exceeds maximum queue size", ErrorCode.QUEUE_FULL),
         (r"request timeout expired", ErrorCode.DEADLINE),
         (r"message larger than max", ErrorCode.TOO_LARGE),
+        (r"protocol is restricted", ErrorCode.BAD_REQUEST),
         (
             r"^(\[request id: .*\] )?(unexpected shape for input|expected \d+ inputs but got|"
             r"inference input '.*' data-type|input byte size mismatch|input '.*' batch size does not match|"
@@ -130,5 +135,5 @@ def markdown() -> str:
     """The table of docs/transport.md."""
     lines = ["| code | what happened | sent again |", "|---|---|---|"]
     for code, meaning in MEANINGS.items():
-        lines.append(f"| `{code}` | {meaning.text} | {'yes' if meaning.retry else meaning.note or 'no'} |")
+        lines.append(f"| `{code}` | {meaning.text} | {meaning.note or ('yes' if meaning.retry else 'no')} |")
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from dataclasses import dataclass
 
@@ -13,17 +12,13 @@ import numpy.typing as npt
 from polylip.client.errors import ServerError
 from polylip.client.pending import Outputs, Pending
 from polylip.client.retry import retrying
-from polylip.client.segmentation import SPEECH_RATE_HZ
-from polylip.client.timeline import LOOK_AHEAD_MS, Dub
+from polylip.client.timeline import Dub
 from polylip.client.triton import Stream
 from polylip.client.wire import Inputs
+from polylip.serving.lips_audio import speech_window
 
-Float32 = npt.NDArray[np.float32]
 UInt8 = npt.NDArray[np.uint8]
 
-HOP = 200  # samples per mel column at 16 kHz
-HOP_MS = 12.5
-CONTEXT_COLUMNS = 3  # columns cut off before the first: their windows reach into the padding at the edge of the audio
 TIMEOUT_S = 30.0  # 16 frames take 0.02 s in profile lite and 0.4 s with Wav2Lip on a slow CPU
 
 
@@ -79,23 +74,3 @@ async def request_lips(
     except ServerError as error:
         first = error
     return LipsRequest(dub, stream, inputs, deadline, first, sent_at)
-
-
-def speech_window(speech: Float32, offsets_ms: list[float]) -> tuple[Float32, npt.NDArray[np.int64]]:
-    """Cut from a segment's speech what the windows at `offsets_ms` need, with the offsets within the cut.
-
-    The cut starts on a mel column and CONTEXT_COLUMNS early, so that its windows equal those of the whole speech.
-    Before the speech and behind its end there is silence.
-    """
-    columns = [math.floor(offset / HOP_MS) for offset in offsets_ms]
-    first = columns[0] - CONTEXT_COLUMNS
-    if columns[0] >= 0:
-        first = max(0, first)
-    stop = columns[-1] * HOP + LOOK_AHEAD_MS * SPEECH_RATE_HZ // 1000
-    audio = np.zeros(stop - first * HOP, np.float32)
-    part = speech[max(0, first * HOP) : max(0, stop)]
-    begin = max(0, -first * HOP)
-    audio[begin : begin + len(part)] = part
-    # Rounded up, so that the server's division gives the same column again.
-    offsets = np.ceil([(column - first) * HOP_MS for column in columns]).astype(np.int64)
-    return audio, offsets

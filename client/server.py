@@ -38,11 +38,13 @@ async def _server_url(choice: ServerChoice, on_stage: Callable[[str], None]) -> 
         yield choice.url
         return
     try:
-        from polylip.serving.launcher import ServerOptions, start_server  # noqa: PLC0415  needs the extra `serve`
+        from polylip.serving.doctor import LINES  # noqa: PLC0415  needs the extra `serve`
+        from polylip.serving.launcher import ServerOptions, start_server  # noqa: PLC0415
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; run: pip install 'polylip[serve]', or name a --url") from None
     on_stage("starting the server")
-    server = await asyncio.to_thread(start_server, ServerOptions(profile=choice.profile))
+    options = ServerOptions(profile=choice.profile, models=tuple(sorted(LINES)))
+    server = await asyncio.to_thread(start_server, options)
     try:
         yield server.url
     finally:

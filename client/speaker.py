@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from polylip.client.blend import MIN_BOX_PX
 from polylip.client.errors import InputError
 from polylip.client.results import FaceChoice
 from polylip.client.ring import Box, Face, Slot
 from polylip.client.segmentation import SPEECH_RATE_HZ, Segment
+from polylip.serving.crops import MIN_BOX_PX
 
 UInt8 = npt.NDArray[np.uint8]
 Float64 = npt.NDArray[np.float64]

@@ -17,11 +17,11 @@ import numpy as np
 
 from polylip.client.drift import SyncCorrector
 from polylip.client.envelopes import SMOOTH_MS, STEP_MS, Curve, Float32, Float64, frames_in_window, loudness
-from polylip.client.lipsync import HOP_MS
 from polylip.client.ring import Slot
 from polylip.client.segmentation import Segment
 from polylip.client.speaker import Choice
 from polylip.client.timeline import Dub
+from polylip.serving.lips_audio import HOP_MS
 
 MAX_OFFSET_MS = 500
 WINDOW_MS = 5000  # the least that tells an offset to 10 ms even where mouths do much of their own

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from polylip.client.pulse import Pulse
 from polylip.client.results import SegmentResult, Status
 from polylip.client.segmentation import SPEECH_RATE_HZ, Segment
+from polylip.serving.lips_audio import LOOK_AHEAD_MS
 
 Float32 = npt.NDArray[np.float32]
 
@@ -25,8 +26,6 @@ MAX_LATE_MS = 4000  # a dub that would start later than this is dropped: it woul
 MAX_PAUSED_MS = 2500  # of silence within a dub: a voice that is this much too slow has stopped
 SPILL_MS = 1500  # a dub may run this long into the pause behind its segment before it is spoken faster still
 MIN_SLOT_MS = 300
-# A frame's mel window reaches 212.5 ms past the frame; rounded up to whole hops.
-LOOK_AHEAD_MS = 225
 CAPTION_MS, READ_MS = (
     700,
     60,

@@ -70,7 +70,7 @@ def refusal(url: str, status: grpc.StatusCode, details: str, *, secure: bool) ->
     for pattern, reason in _REFUSALS:
         if secure and re.search(pattern, details):
             return InputError(f"the TLS handshake with the server at {url} failed: {reason}")
-    if "Socket closed" in details or "onnection reset" in details:
+    if re.search(r"Socket closed|[Cc]onnection reset|[Bb]roken pipe", details):
         remedy = "it may want a client's certificate signed by a CA of its own" if secure else "it may want TLS"
         return InputError(f"the server at {url} ended the connection at once; {remedy}")
     return InputError(f"no tritonserver answers at {url} ({status.name}); start one with: polylip serve")

@@ -20,8 +20,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from polylip.client.error_codes import ErrorCode, error_code
 from polylip.client.errors import DeadlineError, InputError, ServerError, ServerLostError
 from polylip.client.lines import RECONNECT_S, Line, Presence
-from polylip.client.pending import Outputs, Pending
+from polylip.client.pending import Outputs, Pending, told
 from polylip.client.tls import Tls, refusal
+from polylip.client.trace_context import TRACEPARENT_KEY, traceparent
 from polylip.client.unary import UnaryCalls
 from polylip.client.wire import (
     CHANNEL_OPTIONS,
@@ -31,6 +32,7 @@ from polylip.client.wire import (
     SequencePosition,
     infer_request,
 )
+from polylip.serving.metrics import DEGRADE_PARAMETER
 
 CONNECT_TIMEOUT_S = 5.0
 CLOSE_TIMEOUT_S = 2.0  # for answers under way when a stream is closed; a frozen server is not waited for
@@ -57,7 +59,7 @@ class TritonClient:
         self.stream_id = stream_id or uuid.uuid4().hex
         if not _STREAM_ID.fullmatch(self.stream_id):
             raise InputError(f"{stream_id!r} is no stream id; use 1 to 128 letters, digits and signs without spaces")
-        self._metadata: Metadata = ((STREAM_ID_KEY, self.stream_id),)
+        self._metadata: Metadata = ((STREAM_ID_KEY, self.stream_id), (TRACEPARENT_KEY, traceparent(self.stream_id)))
         self._secure = tls is not None
         options = [*CHANNEL_OPTIONS, *keepalive.options()]
         if tls is None:
@@ -65,6 +67,7 @@ class TritonClient:
         else:
             self._channel = grpc.aio.secure_channel(url, tls.credentials(), [*options, *tls.options])
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self.level: Callable[[], int] = lambda: 0  # how much the caller leaves out now, 0 to 4; told with each request
         self._presence = Presence(self._is_ready, reconnect_s)
         self._heartbeat_s = keepalive.heartbeat_s
 
@@ -102,20 +105,23 @@ class TritonClient:
 
     def stream(self) -> TritonStream:
         """A new bidirectional stream. Use as an async context manager."""
-        return TritonStream(self._stub, self._metadata)
+        return TritonStream(self._stub, self._metadata, level=self._level_now)
+
+    def _level_now(self) -> int:
+        return self.level()
 
     def line(self, *, decoupled: bool = False) -> Line:
         """Requests that outlive a loss; `decoupled`: to models that answer in parts. An async context manager."""
         kind = TritonStream if decoupled else UnaryCalls
-        return Line(lambda: kind(self._stub, self._metadata, self._presence.lost), self._presence)
+        return Line(lambda on_lost: kind(self._stub, self._metadata, on_lost, self._level_now), self._presence)
 
     async def _unary(self, method: str, request: Any, timeout_s: float = CONNECT_TIMEOUT_S, **options: Any) -> Any:
         return await getattr(self._stub, method)(request, timeout=timeout_s, metadata=self._metadata, **options)
 
-    async def _is_ready(self, timeout_s: float) -> bool:
+    async def _is_ready(self, timeout_s: float, wait: bool) -> bool:
         try:
             reply = await self._unary(
-                "ServerReady", service_pb2.ServerReadyRequest(), timeout_s=timeout_s, wait_for_ready=True
+                "ServerReady", service_pb2.ServerReadyRequest(), timeout_s=timeout_s, wait_for_ready=wait
             )
         except grpc.RpcError:
             return False
@@ -135,10 +141,18 @@ class TritonStream:
     Never mix models with one response per request and decoupled ones on a stream: tritonserver 2.51 crashes of it.
     """
 
-    def __init__(self, stub: Any, metadata: Metadata = (), on_lost: Callable[[], None] | None = None) -> None:
-        """`on_lost` is told that the stream has ended by itself; without it nobody opens another."""
+    def __init__(
+        self,
+        stub: Any,
+        metadata: Metadata = (),
+        on_lost: Callable[[ErrorCode], bool] | None = None,
+        level: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`on_lost` is told that the stream, or a model, has ended by itself, and says whether somebody waits for
+        the server; without it nobody opens another."""
         self._call = stub.ModelStreamInfer(metadata=metadata) if metadata else stub.ModelStreamInfer()
         self._on_lost = on_lost
+        self._level = level
         self._ids = itertools.count(1)
         self._pending: dict[str, Pending] = {}
         self._writing = asyncio.Lock()
@@ -181,6 +195,7 @@ class TritonStream:
         request_id = str(next(self._ids))
         request = infer_request(model, inputs, request_id, sequence)
         request.parameters["triton_enable_empty_final_response"].bool_param = True
+        request.parameters[DEGRADE_PARAMETER].int64_param = self._level()
         pending = Pending(request_id, model, asyncio.get_running_loop().time() + timeout_s, self._pending)
         try:
             async with asyncio.timeout(timeout_s), self._writing:
@@ -219,11 +234,20 @@ class TritonStream:
             async for reply in self._call:
                 pending = self._pending.get(reply.infer_response.id)
                 if pending is not None:
-                    pending.put(reply)
+                    self._hand_over(reply, pending)
         except grpc.RpcError as end:
             error = end
         finally:
             self._lose(error)
+
+    def _hand_over(self, reply: Any, pending: Pending) -> None:
+        """The answers of a model that is dead are as a loss: the server has to be started again."""
+        message = told(reply.error_message)
+        if not message or error_code(None, message) is not ErrorCode.PYTHON_MODEL_DIED:
+            pending.put(reply)
+            return
+        waits = self._on_lost is not None and self._on_lost(ErrorCode.PYTHON_MODEL_DIED)
+        pending.fail(ServerLostError(message, ErrorCode.PYTHON_MODEL_DIED, for_good=not waits))
 
     def _lose(self, error: grpc.RpcError | None) -> ServerLostError:
         if self._cause is None:
@@ -233,7 +257,7 @@ class TritonStream:
                 detail, code = f"{status.name}: {details}", error_code(status, details)
             self._cause = f"the connection to the server is lost ({detail})", code
             if self._on_lost is not None and not self._closing:
-                self._on_lost()
+                self._on_lost(code)
         for pending in list(self._pending.values()):
             pending.fail(self._lost_error(*self._cause))
         return self._lost_error(*self._cause)

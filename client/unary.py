@@ -19,6 +19,7 @@ from polylip.client.error_codes import ErrorCode, error_code
 from polylip.client.errors import DeadlineError, ServerError, ServerLostError
 from polylip.client.pending import Outputs, Pending, told
 from polylip.client.wire import Inputs, SequencePosition, infer_request
+from polylip.serving.metrics import DEGRADE_PARAMETER
 
 GRACE_S = 5.0  # beyond a request's deadline: a call that its caller has given up is not cut off at once
 CLOSE_TIMEOUT_S = 2.0  # for answers under way when the calls are closed; a frozen server is not waited for
@@ -29,12 +30,17 @@ class UnaryCalls:
     """The interface of a TritonStream. Requests of a sequence wait for the answer before them: calls have no order."""
 
     def __init__(
-        self, stub: Any, metadata: tuple[tuple[str, str], ...] = (), on_lost: Callable[[], None] | None = None
+        self,
+        stub: Any,
+        metadata: tuple[tuple[str, str], ...] = (),
+        on_lost: Callable[[ErrorCode], bool] | None = None,
+        level: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`on_lost` is told that the server is gone; without it nobody waits for it."""
+        """`on_lost` is told that the server is gone, or a model, and says whether somebody waits for the server."""
         self._stub = stub
         self._metadata = metadata
         self._on_lost = on_lost
+        self._level = level
         self._ids = itertools.count(1)
         self._pending: dict[str, Pending] = {}
         self._calls: set[asyncio.Task[None]] = set()
@@ -67,6 +73,7 @@ class UnaryCalls:
             raise self.lost
         request_id = str(next(self._ids))
         request = infer_request(model, inputs, request_id, sequence)
+        request.parameters[DEGRADE_PARAMETER].int64_param = self._level()
         pending = Pending(request_id, model, asyncio.get_running_loop().time() + timeout_s, self._pending)
         self._pending[request_id] = pending
         before = None if sequence is None else self._last
@@ -100,6 +107,9 @@ class UnaryCalls:
         code = error_code(status, message)
         if code in GONE:
             self._lose(f"the connection to the server is lost ({status.name}: {message})", code)
+        elif code is ErrorCode.PYTHON_MODEL_DIED:
+            waits = self._on_lost is not None and self._on_lost(code)
+            pending.fail(ServerLostError(message, code, for_good=not waits))
         elif code is ErrorCode.DEADLINE:
             pending.fail(DeadlineError(f"{model}: no answer within its deadline"))
         else:
@@ -109,6 +119,6 @@ class UnaryCalls:
         if self._cause is None:
             self._cause = message, code
             if self._on_lost is not None:
-                self._on_lost()
+                self._on_lost(code)
         for pending in list(self._pending.values()):
             pending.fail(ServerLostError(message, code, for_good=self._on_lost is None))

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from polylip.client.blend import MIN_BOX_PX
 from polylip.client.results import HiddenSpan, HideReason
 from polylip.client.ring import Face, Slot
+from polylip.serving.crops import MIN_BOX_PX
 
 RAMP_MS = 160.0  # of a fade, which ends at the first frame without the face
 MISS_MS = 250.0  # a detector that misses a face for less has missed a key frame, no more

@@ -27,6 +27,7 @@ Inputs = Mapping[str, Tensor | str]
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 ENVELOPE_BYTES = 64 * 1024  # left for names, shapes and parameters
 ANSWER_WINDOW_BYTES = 1024 * 1024  # on their way at once: the mouths of 16 frames are 0.4 MB
+BINARY_TENSORS = frozenset({"MOUTHS_JPEG"})  # STRING tensors that hold no text
 RECONNECT_FIRST_MS, RECONNECT_LAST_MS = 200, 1000  # between attempts to connect again
 CONNECT_MS = 5_000  # for an attempt: a frozen server's kernel takes the connection, but nobody speaks
 
@@ -38,6 +39,7 @@ CHANNEL_OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", RECONNECT_FIRST_MS),
     ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
     ("grpc.max_reconnect_backoff_ms", RECONNECT_LAST_MS),
+    ("grpc.enable_http_proxy", 0),  # that of the environment is for the web; it knows no server on this machine
 ]
 
 
@@ -51,6 +53,9 @@ class Keepalive:
 
     time_s: float = 10.0
     timeout_s: float = 10.0
+    alone: bool = (
+        False  # gRPC has the channels of a process share one connection to a server, unless they want their own
+    )
 
     @property
     def heartbeat_s(self) -> float:
@@ -67,6 +72,7 @@ class Keepalive:
             # Its pings would have the same deadline, so a freeze would be noticed sooner or later by chance.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", ANSWER_WINDOW_BYTES),
+            ("grpc.use_local_subchannel_pool", int(self.alone)),
         ]
 
 
@@ -80,6 +86,8 @@ class SequencePosition:
     id: int
     start: bool = False
     end: bool = False
+    timeout_s: float = 0.0  # how long the server may let the request wait; 0: as long as it likes
+    replaces: int = 0  # id of the caller's earlier sequence whose place this one takes (`dub`)
 
 
 def new_sequence_id() -> int:
@@ -125,15 +133,20 @@ def infer_request(
         request.parameters["sequence_id"].int64_param = sequence.id
         request.parameters["sequence_start"].bool_param = sequence.start
         request.parameters["sequence_end"].bool_param = sequence.end
+        if sequence.timeout_s:
+            request.parameters["timeout"].int64_param = round(sequence.timeout_s * 1e6)
+        if sequence.replaces:
+            request.parameters["replaces"].int64_param = sequence.replaces
     return request
 
 
 def read_outputs(response: service_pb2.ModelInferResponse) -> dict[str, Tensor]:
-    """Output tensors by name; a STRING tensor becomes an object array of str."""
+    """Output tensors by name; a STRING tensor becomes an object array of str, or of bytes where it holds pictures."""
     outputs: dict[str, Tensor] = {}
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         if output.datatype == "BYTES":
-            strings = [item.decode("utf-8") for item in deserialize_bytes_tensor(raw)]
+            items = deserialize_bytes_tensor(raw)
+            strings = items if output.name in BINARY_TENSORS else [item.decode("utf-8") for item in items]
             outputs[output.name] = np.array(strings, dtype=np.object_).reshape(output.shape)
         else:
             array = np.frombuffer(raw, dtype=triton_to_np_dtype(output.datatype))

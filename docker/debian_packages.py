@@ -1,4 +1,4 @@
-"""Prints the Debian packages that profile lite needs and this machine lacks; with `bench` those of benchmarks too.
+"""Prints the Debian packages that profile lite needs and this machine lacks; `bench`, `clients`, `test` name more.
 
 Runs before anything is installed.
 """
@@ -12,6 +12,16 @@ from pathlib import Path
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 PROGRAMS = {"espeak-ng": "espeak-ng", "flite": "flite", "apertium": "apertium-eng-spa"}
+CLIENT_PROGRAMS = {
+    "node": "nodejs",
+    "npm": "npm",
+    "go": "golang-go",
+    "protoc": "protobuf-compiler",
+    "protoc-gen-go": "protoc-gen-go",
+    "protoc-gen-go-grpc": "protoc-gen-go-grpc",
+}
+CLIENT_FOLDERS = {"grpc": "golang-google-grpc-dev", "protobuf": "golang-google-protobuf-dev"}  # in GOCODE
+GOCODE = Path("/usr/share/gocode/src/google.golang.org")
 LIBRARY = f"libpython{VERSION}.so.1.0"
 FOLDERS = (sysconfig.get_config_var("LIBDIR") or "", f"{sys.base_prefix}/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib")
 
@@ -27,4 +37,9 @@ if "bench" in sys.argv[1:]:
         missing.append("haproxy")  # in front of three servers
     if not any((Path(folder) / "libb64.so.0d").exists() for folder in FOLDERS if folder):
         missing.append("libb64-0d")  # perf_analyzer links it
+if "clients" in sys.argv[1:]:
+    missing += [package for program, package in CLIENT_PROGRAMS.items() if shutil.which(program) is None]
+    missing += [package for folder, package in CLIENT_FOLDERS.items() if not (GOCODE / folder).is_dir()]
+if "test" in sys.argv[1:] and (shutil.which("promtool") is None or shutil.which("prometheus") is None):
+    missing.append("prometheus")  # reads the rules and the dashboard's queries
 print(" ".join(missing))

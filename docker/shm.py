@@ -11,6 +11,8 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from polylip.serving.dub.request import MAX_FRAME_BYTES, MAX_FRAMES
+
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
 MIB = 1 << 20
 START_BYTES = MIB  # the Python backend's shm-default-byte-size
@@ -37,6 +39,17 @@ ELEMENTS = {
     "TRACK_BOXES": QUERIES * TRACKS * 4,
     "TRACK_SCORES": QUERIES * TRACKS,
     "MEL": LIP_FRAMES * 80 * 16,
+    "AUDIO_OUT": SPOKEN_S * 24_000,
+    "CHECKED_AUDIO": SEGMENT_S * RATE_HZ,
+    "CHECKED_VOICE": VOICE_S * RATE_HZ,
+    "MOUTHS": MAX_FRAMES * 96 * 96 * 3,
+}
+# Bytes of the large STRING tensors, which hold pictures: the frames of a segment of `dub`, and its mouths as JPEG.
+PICTURES = {
+    "FRAMES": MAX_FRAME_BYTES,
+    "RIDE": MAX_FRAME_BYTES,
+    "WANTED": MAX_FRAME_BYTES,
+    "MOUTHS_JPEG": MAX_FRAMES * 6 * 1024,
 }
 OTHER_ELEMENTS = 1024  # of every other: times, ids, words
 # `track` does not batch: its key frames are a dimension of its inputs.
@@ -63,6 +76,8 @@ def _regions_mib(config: model_config_pb2.ModelConfig) -> int:
 
 def _tensor_bytes(config: model_config_pb2.ModelConfig, tensor: model_config_pb2.ModelInput) -> int:
     size = BYTES[model_config_pb2.DataType.Name(tensor.data_type)]
+    if tensor.data_type == model_config_pb2.DataType.TYPE_STRING and tensor.name in PICTURES:
+        return max(1, config.max_batch_size) * PICTURES[tensor.name]
     elements = math.prod(tensor.dims)
     if min(tensor.dims) < 0:
         elements = ELEMENTS.get(tensor.name, OTHER_ELEMENTS) * (

@@ -32,6 +32,7 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "MORE": "would let the recogniser stop early",
     },
     "translate": {"GLOSSARY": _NO_GLOSSARY},
+    "synthesize": {"RIDE": "is of `dub`, and would have all come in one answer"},
     "speech": {"KNOWN_TEXT": "would pass the recogniser by", "GLOSSARY": _NO_GLOSSARY},
 }
 

@@ -25,6 +25,7 @@ from polylip.client.errors import PolylipError
 from polylip.client.wire import CHANNEL_OPTIONS
 from polylip.perf.analyzer_binary import Analyzer
 from polylip.perf.analyzer_inputs import Case, Contract
+from polylip.serving.probe import loaded_models
 
 WINDOWS = 3  # perf_analyzer measures no fewer
 ANY_SPREAD = 999  # per cent between windows: a run takes WINDOWS windows, not as many as it takes to be steady
@@ -67,8 +68,7 @@ def server_stub(url: str) -> Iterator[service_pb2_grpc.GRPCInferenceServiceStub]
 
 def served_configs(stub: service_pb2_grpc.GRPCInferenceServiceStub) -> dict[str, model_config_pb2.ModelConfig]:
     """Of all models that the server has loaded. Raises grpc.RpcError."""
-    index = stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=RPC_S)
-    names = sorted(model.name for model in index.models)
+    names = sorted(loaded_models(stub))
     return {n: stub.ModelConfig(service_pb2.ModelConfigRequest(name=n), timeout=RPC_S).config for n in names}
 
 

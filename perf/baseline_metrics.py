@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import urllib.request
+
+from polylip.serving.drain import read_metrics
 
 GPU_USE, GPU_MEMORY = "nv_gpu_utilization", "nv_gpu_memory_used_bytes"  # 0 to 1, bytes
-TIMEOUT_S = 2.0
 _LINE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -18,12 +18,6 @@ def gpu_figures(url: str) -> dict[str, float]:
 def has_gpu(url: str) -> bool:
     """Whether the server tells of one."""
     return bool(gpu_figures(url))
-
-
-def read_metrics(url: str) -> str:
-    """The endpoint's text. Raises OSError."""
-    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310  http, of our own server
-        return str(answer.read(), "utf-8")
 
 
 def gpu_of(text: str) -> dict[str, float]:

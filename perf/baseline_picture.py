@@ -13,7 +13,6 @@ from typing import Any
 
 from polylip.client.blend import FaceCut, MouthPaster, cut_face, frame_planes, to_frame
 from polylip.client.faces import FacesBranch
-from polylip.client.lipsync import speech_window
 from polylip.client.media_in import MediaInfo
 from polylip.client.media_out import MediaWriter
 from polylip.client.mix import AudioBed
@@ -24,6 +23,7 @@ from polylip.client.speaker import SpeakerChooser
 from polylip.client.timeline import Dub, Timeline
 from polylip.client.visibility import Visibility
 from polylip.perf.baseline_engines import Clock, DirectFaces, Engines, Float32, Step, UInt8
+from polylip.serving.lips_audio import speech_window
 from polylip.serving.mel import mel_windows
 
 WRITE_FRAMES = 16  # handed to the encoder with their sound, as the client's batches are: the file is interleaved

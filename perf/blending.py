@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from polylip.client import blend
 from polylip.client.blend import (
     BGR_TO_YUV,
-    FACE_SIZE,
     YUV_OFFSET,
     FaceCut,
     MouthPaster,
@@ -33,6 +32,7 @@ from polylip.client.blend import (
 )
 from polylip.client.quality import Patch, QualityMeter
 from polylip.perf.demo_clip import FACE_PX, _astronaut
+from polylip.serving.crops import FACE_SIZE
 
 SIZES_PX = (60, 100, 150, 250, 500)
 FRAMES = 50

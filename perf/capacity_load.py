@@ -31,13 +31,6 @@ TIMEOUT_S = 60.0  # an answer is wanted however late, to know how late
 CONNECT_APART_S = 0.02  # so that the proxy knows of one stream before it places the next
 
 
-class OwnConnection(Keepalive):
-    """gRPC has the channels of a process share one connection to a server; callers far apart have one each."""
-
-    def options(self) -> list[tuple[str, int]]:
-        return [*super().options(), ("grpc.use_local_subchannel_pool", 1)]
-
-
 @dataclass(frozen=True)
 class Load:
     """So many streams for so long."""
@@ -152,7 +145,7 @@ class _Stream:
 
     async def run(self) -> None:
         async with AsyncExitStack() as stack:
-            client = TritonClient(self._load.url, stream_id=self._id, keepalive=OwnConnection())
+            client = TritonClient(self._load.url, stream_id=self._id, keepalive=Keepalive(alone=True))
             await stack.enter_async_context(client)
             lines = {
                 "faces": await stack.enter_async_context(client.line()),

@@ -25,8 +25,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from polylip.client.wire import CHANNEL_OPTIONS
 from polylip.serving.errors import EngineError, MissingError
 from polylip.serving.guard import PR_SET_PDEATHSIG
-from polylip.serving.launcher import LOOPBACK, Server, ServerOptions, start_server
+from polylip.serving.launcher import Server, ServerOptions, start_server
 from polylip.serving.probe import is_ready
+from polylip.serving.server_flags import LOOPBACK
 
 CONFIG = Path(__file__).resolve().parents[1] / "docker" / "haproxy.cfg"
 NAMES = ("one", "two", "three")  # of its servers

@@ -20,6 +20,7 @@ from typing import Any
 from polylip.client.errors import PolylipError
 from polylip.client.report import write_json
 from polylip.perf.machine import machine
+from polylip.serving.doctor import LINES
 from polylip.serving.errors import EngineError, MissingError
 from polylip.serving.launcher import ServerOptions
 
@@ -67,8 +68,8 @@ class Setup:
 
     @property
     def server(self) -> ServerOptions:
-        """A server of this profile."""
-        return ServerOptions(profile=self.profile, model_repository=self.repository)
+        """A server of this profile, with the models that the client calls."""
+        return ServerOptions(profile=self.profile, model_repository=self.repository, models=tuple(sorted(LINES)))
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:

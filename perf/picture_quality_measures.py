@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from polylip.client.blend import PAD_BOTTOM, frame_planes
+from polylip.client.blend import frame_planes
 from polylip.client.media_in import VideoReader, probe_media
 from polylip.client.results import FaceSample
 from polylip.client.ring import Box
 from polylip.export.parity import SSIM_C1, SSIM_C2, SSIM_SIGMA, SSIM_WINDOW
+from polylip.serving.crops import PAD_BOTTOM
 
 Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from polylip.client.errors import InputError
 
-# Appended to an adapter: every pass takes so many times as long while a file is there.
+# Appended to an adapter: every pass takes so many times as long, or as long as a file is there.
 SLOW = """
 
 import pathlib as _pathlib
@@ -20,8 +20,9 @@ _execute = TritonPythonModel.execute
 def _slowly(self, requests):
     began = _time.monotonic()
     answers = _execute(self, requests)
-    if _pathlib.Path({flag!r}).exists():
-        _time.sleep(({factor} - 1) * (_time.monotonic() - began))
+    until = began + {factor} * (_time.monotonic() - began)
+    while _time.monotonic() < until and _pathlib.Path({flag!r}).exists():
+        _time.sleep(max(0.0, min(0.05, until - _time.monotonic())))
     return answers
 
 

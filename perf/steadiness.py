@@ -7,6 +7,7 @@ hour.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -153,5 +154,14 @@ def _sample(process: psutil.Process) -> Sample:
 
 
 def _regions(prefix: str) -> Regions:
-    sizes = [os.stat(SHM / name).st_size for name in os.listdir(SHM) if name.startswith(prefix)]
+    sizes = [region.st_size for region in regions_of(prefix)]
     return Regions(len(sizes), sum(sizes) / MIB)
+
+
+def regions_of(prefix: str) -> list[os.stat_result]:
+    """The regions of shared memory of one server; of one that ends, those that are still there."""
+    found = []
+    for name in os.listdir(SHM):
+        with contextlib.suppress(FileNotFoundError):
+            found += [os.stat(SHM / name)] if name.startswith(prefix) else []
+    return found

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
+from polylip.serving import logs
 from polylip.serving.errors import UnsupportedError
 
 logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # of engines, into the server's log
@@ -22,11 +23,18 @@ logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")  # of en
 Outputs = Mapping[str, npt.NDArray[Any] | str | list[str]]
 Arrays = Mapping[str, npt.NDArray[Any]]
 
+STREAM_ID_HEADER = "x-stream-id"  # of every call of the client; tritonserver forwards it as a parameter of the request
+
 
 def parameters(args: Mapping[str, str]) -> dict[str, str]:
     """The `parameters` of the model's config.pbtxt, from the `args` of `initialize`."""
     config = json.loads(args["model_config"])
     return {name: value["string_value"] for name, value in config.get("parameters", {}).items()}
+
+
+def engine_name(args: Mapping[str, str]) -> str:
+    """The engine that the config asks for; `python` where the work is the model's own."""
+    return parameters(args).get("engine", "python")
 
 
 def version_dir(args: Mapping[str, str]) -> str:
@@ -62,6 +70,15 @@ def text(request: Any, name: str, default: str = "") -> str:
     return str(value[0].decode("utf-8"))
 
 
+def sequence_ends(request: Any) -> tuple[bool, bool]:
+    """Whether the request is the first of its sequence, and whether it is the last."""
+    flags = request.flags()
+    return (
+        bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_START),
+        bool(flags & pb_utils.TRITONSERVER_REQUEST_FLAG_SEQUENCE_END),
+    )
+
+
 def row(request: Any, name: str) -> npt.NDArray[Any] | None:
     """The one row of the numeric input `name` of a model that Triton batches; None when the request leaves it out."""
     value = optional_array(request, name)
@@ -79,6 +96,20 @@ def flag(request: Any, name: str) -> bool:
     return value is not None and bool(value.reshape(-1)[0])
 
 
+def request_parameters(request: Any) -> dict[str, Any]:
+    """The parameters that came with a request, forwarded headers among them."""
+    found = json.loads(request.parameters() or "{}")
+    return found if isinstance(found, dict) else {}
+
+
+def stream_id(request: Any) -> str:
+    """The id of the caller's media stream, from its header or the input STREAM_ID; empty where it gave none."""
+    try:
+        return str(request_parameters(request).get(STREAM_ID_HEADER, "")) or text(request, "STREAM_ID")
+    except ValueError:
+        return ""
+
+
 def row_response(outputs: Outputs) -> Any:
     """A response of a model that Triton batches: each output becomes the one row of its tensor."""
     rows = {name: _tensor(name, value) for name, value in outputs.items()}
@@ -90,8 +121,8 @@ def response(outputs: Outputs) -> Any:
     return pb_utils.InferenceResponse([_tensor(name, value) for name, value in outputs.items()])
 
 
-def error_response(error: Exception, model: str) -> Any:
-    """The Triton error for an exception: the caller's fault keeps its message, anything else is logged in full."""
+def error_response(error: Exception, model: str, stream: str = "") -> Any:
+    """The Triton error for an exception, with its message; what is not the caller's fault is logged, without it."""
     cause = " ".join(str(error).split())  # OpenCV's end with a line break
     if isinstance(error, UnsupportedError):
         code = pb_utils.TritonError.UNSUPPORTED
@@ -99,8 +130,29 @@ def error_response(error: Exception, model: str) -> Any:
         code = pb_utils.TritonError.INVALID_ARG
     else:
         code = pb_utils.TritonError.INTERNAL
-        pb_utils.Logger.log_error(f"{model}: {type(error).__name__}: {cause}")
+        pb_utils.Logger.log_error(f"{model}: {logs.named(stream)}: {logs.cause(error)}")
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{model}: {cause}", code))
+
+
+def finish(
+    sender: Any, model: str, stream: str, last: Callable[[], Outputs] | None = None
+) -> Callable[[Exception | None], None]:
+    """What ends a decoupled request, with an error or without; `last` makes the row of an answer that is also the end.
+
+    Answer and end go in one message: after an error sent apart from it an ensemble never ends, and a model that calls
+    this one from inside the server crashes of several messages (tritonserver 2.51).
+    """
+
+    def end(error: Exception | None) -> None:
+        final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if error is not None:
+            sender.send(error_response(error, model, stream), flags=final)
+        elif last is not None:
+            sender.send(row_response(last()), flags=final)
+        else:
+            sender.send(flags=final)
+
+    return end
 
 
 def answer(model: str, handle: Callable[[Any], Outputs], requests: list[Any]) -> list[Any]:
@@ -110,7 +162,7 @@ def answer(model: str, handle: Callable[[Any], Outputs], requests: list[Any]) ->
         try:
             responses.append(response(handle(request)))
         except Exception as error:  # the process must outlive any request
-            responses.append(error_response(error, model))
+            responses.append(error_response(error, model, stream_id(request)))
     return responses
 
 
@@ -127,11 +179,11 @@ def answer_rows(
         try:
             jobs[index] = read(request)
         except Exception as error:  # the process must outlive any request
-            responses[index] = error_response(error, model)
+            responses[index] = error_response(error, model, stream_id(request))
     try:
         done = [row_response(outputs) for outputs in handle(list(jobs.values()))]
     except Exception as error:
-        done = [error_response(error, model) for _ in jobs]
+        done = [error_response(error, model, stream_id(requests[index])) for index in jobs]
     responses.update(zip(jobs, done, strict=True))
     return [responses[index] for index in range(len(requests))]
 

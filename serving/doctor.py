@@ -24,6 +24,7 @@ FIRST_PAIR = ("en", "es")  # the remedy names the pair of the examples
 SPEECH_MODELS = frozenset({"transcribe", "translate", "synthesize", "speech"})
 PICTURE_MODELS = frozenset({"detect", "track", "faces", "mel", "lips", "lipsync"})
 NETWORK_MODELS = PICTURE_MODELS - {"mel", "track"}
+LINES = SPEECH_MODELS | PICTURE_MODELS  # what polylip's own commands call; `dub` uses them too
 SHARED_MEMORY_MIB = 64  # the lite profile's Python models map about 30 MiB
 
 
@@ -48,11 +49,12 @@ def run_checks(profile: str, model_repository: Path | None = None, models: Colle
     if profile not in PROFILES:
         raise UnknownProfileError(f"unknown profile {profile!r}; this version has: {', '.join(PROFILES)}")
     repository = model_repository
+    served = set(models) | (LINES if "dub" in models else set())
     checks: Looks = [
         ("tritonserver", lambda: str(find_runtime().binary)),
         ("model repository", lambda: _models(repository or find_model_repository(), models)),
-        *(_speech(profile, repository) if not models or SPEECH_MODELS & set(models) else []),
-        *(_PICTURE[profile](repository) if not models or NETWORK_MODELS & set(models) else []),
+        *(_speech(profile, repository) if not models or SPEECH_MODELS & served else []),
+        *(_PICTURE[profile](repository) if not models or NETWORK_MODELS & served else []),
         ("shared memory", _shared_memory),
     ]
     return [_check(name, look) for name, look in checks]

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from polylip.serving import logs
 from polylip.serving.engines import Passage, Status, Transcriber, Transcript, Translation, Translator, Utterance
 from polylip.serving.errors import UnsupportedError
 from polylip.serving.languages import normalise
@@ -56,8 +57,8 @@ class Spoken:
         }
 
 
-def transcribe(engine: Transcriber, utterances: Sequence[Utterance]) -> list[Transcript]:
-    """One transcript per utterance; never raises for an engine's failure."""
+def transcribe(engine: Transcriber, utterances: Sequence[Utterance], streams: Sequence[str] = ()) -> list[Transcript]:
+    """One transcript per utterance; never raises for an engine's failure. `streams`: their ids, for the log."""
 
     def failed(utterance: Utterance, status: Status, message: str) -> Transcript:
         return Transcript("", utterance.language, status=status, message=message)
@@ -66,7 +67,7 @@ def transcribe(engine: Transcriber, utterances: Sequence[Utterance]) -> list[Tra
         heard = engine.transcribe([replace(u, language=_known(u.language)) for u in some])
         return [replace(t, language=_known(t.language)) for t in heard]
 
-    heard = _each(hear, utterances, failed)
+    heard = _each(hear, utterances, failed, streams)
     return [
         Transcript("", t.language, confidence=t.confidence, status=Status.NO_SPEECH, message=NO_WORDS)
         if t.status is Status.OK and not t.text.strip()
@@ -83,8 +84,8 @@ def known(engine: Transcriber, text: str, language: str) -> Transcript:
         return Transcript("", language, status=Status.UNSUPPORTED, message=str(error))
 
 
-def translate(engine: Translator, passages: Sequence[Passage]) -> list[Translation]:
-    """One translation per passage; never raises for an engine's failure."""
+def translate(engine: Translator, passages: Sequence[Passage], streams: Sequence[str] = ()) -> list[Translation]:
+    """One translation per passage; never raises for an engine's failure. `streams`: their ids, for the log."""
 
     def failed(passage: Passage, status: Status, message: str) -> Translation:
         return Translation("", status, message)
@@ -92,7 +93,7 @@ def translate(engine: Translator, passages: Sequence[Passage]) -> list[Translati
     def work(some: Sequence[Passage]) -> list[Translation]:
         return engine.translate([replace(p, source=normalise(p.source), target=normalise(p.target)) for p in some])
 
-    done = _each(work, passages, failed)
+    done = _each(work, passages, failed, streams)
     return [
         Translation("", Status.NO_SPEECH, NO_TRANSLATION)
         if translation.status is Status.OK and passage.text.strip() and not translation.text.strip()
@@ -112,12 +113,20 @@ def speak(speaking: Speaking, line: Line, status: Status = Status.OK, message: s
             said = True
             yield Spoken(chunk)
     except Exception as error:
-        yield Spoken(NO_SOUND, *describe(error))
+        yield Spoken(NO_SOUND, *describe(error, line.stream))
         return
     if line.cancelled():
         yield Spoken(NO_SOUND, Status.CANCELLED, CALLED_OFF)
     elif not said:
         yield Spoken(NO_SOUND, Status.NO_SPEECH, NOTHING_TO_SAY)
+
+
+def joined(spoken: Sequence[Spoken]) -> Spoken:
+    """All chunks of a segment as one; a segment that did not end well has no sound, as half a sentence helps nobody."""
+    first, last = spoken[0], spoken[-1]
+    if last.status is not Status.OK:
+        return last
+    return Spoken(replace(first.chunk, audio=np.concatenate([item.chunk.audio for item in spoken])))
 
 
 def _known(language: str) -> str:
@@ -129,6 +138,7 @@ def _each(
     work: Callable[[Sequence[Job]], list[Result]],
     jobs: Sequence[Job],
     failed: Callable[[Job, Status, str], Result],
+    streams: Sequence[str],
 ) -> list[Result]:
     """All jobs in one call; where that raises, each by itself, so that only the one at fault fails."""
     if not jobs:
@@ -137,14 +147,14 @@ def _each(
         return work(jobs)
     except Exception as error:
         if len(jobs) > 1:
-            return [result for job in jobs for result in _each(work, [job], failed)]
-        return [failed(jobs[0], *describe(error))]
+            return [result for i, job in enumerate(jobs) for result in _each(work, [job], failed, streams[i : i + 1])]
+        return [failed(jobs[0], *describe(error, "".join(streams[:1])))]
 
 
-def describe(error: Exception) -> tuple[Status, str]:
-    """The status and the one line that tell a caller of an exception; what is our own fault is logged."""
+def describe(error: Exception, stream: str = "") -> tuple[Status, str]:
+    """The status and the one line that tell a caller of an exception; what is our own fault is logged, without it."""
     if isinstance(error, UnsupportedError):
         return Status.UNSUPPORTED, str(error)
     cause = " ".join(str(error).split())
-    log.error("%s: %s", type(error).__name__, cause)
+    log.error("%s: %s", logs.named(stream), logs.cause(error))
     return Status.ERROR, cause or type(error).__name__

@@ -7,8 +7,10 @@ clock.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -221,39 +223,81 @@ class _Face:
         self.shown = [answer for answer in self.shown if answer[0] >= self.filter.first_ms]
 
 
-class TrackerPool:
-    """Trackers by sequence id, for a server that is told when a sequence starts and ends but not when one expires."""
+T = TypeVar("T")  # what follows the faces of one stream
 
-    def __init__(self, ttl_s: float) -> None:
+
+@dataclass
+class _Stream(Generic[T]):
+    """One stream of a pool."""
+
+    tracker: T
+    used_s: float
+    shown: frozenset[int] = frozenset()  # ids of the faces at the last instant that was asked for
+
+
+class TrackerPool(Generic[T]):
+    """Trackers by sequence id, for a server that is told when a sequence starts and ends but not when one expires.
+
+    May be swept by another thread than the one that asks.
+    """
+
+    def __init__(self, make: Callable[[], T], ttl_s: float) -> None:
         """`ttl_s`: a tracker unused for longer is gone; must exceed the server's own idle limit."""
+        self._make = make
+        self.started = 0  # streams, since ever
+        self.swept = 0  # streams that were given up without an end, since ever
         self._ttl_s = ttl_s
-        self._trackers: dict[int, tuple[Tracker, float]] = {}  # with the time of the last use, idlest first
+        self._streams: dict[int, _Stream[T]] = {}  # idlest first
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._trackers)
+        return len(self._streams)
 
-    def get(self, sequence_id: int, start: bool, now_s: float) -> Tracker:
+    def get(self, sequence_id: int, start: bool, now_s: float) -> T:
         """The stream's tracker; a fresh one when `start`. Raises UnknownSequence. `now_s` is any monotonic clock."""
-        tracker, used_s = self._trackers.pop(sequence_id, (None, now_s))
-        if start:
-            tracker = Tracker()
-        elif tracker is None or now_s - used_s > self._ttl_s:
-            raise UnknownSequence(
-                f"sequence {sequence_id} is not running here (never started, ended, or idle for over "
-                f"{self._ttl_s:g} s); start it again"
-            )
-        while len(self._trackers) >= MAX_STREAMS:
-            del self._trackers[next(iter(self._trackers))]
-        self._trackers[sequence_id] = tracker, now_s
-        return tracker
+        with self._lock:
+            stream = self._streams.pop(sequence_id, None)
+            if start:
+                stream = _Stream(self._make(), now_s)
+                self.started += 1
+            elif stream is None or now_s - stream.used_s > self._ttl_s:
+                self.swept += stream is not None
+                raise UnknownSequence(
+                    f"sequence {sequence_id} is not running here (never started, ended, or idle for over "
+                    f"{self._ttl_s:g} s); start it again"
+                )
+            while len(self._streams) >= MAX_STREAMS:
+                del self._streams[next(iter(self._streams))]
+                self.swept += 1
+            stream.used_s = now_s
+            self._streams[sequence_id] = stream
+            return stream.tracker
+
+    def lost(self, sequence_id: int, tracks: Tracks) -> int:
+        """How many faces the stream has shown that are gone at the last instant of its new answer."""
+        stream = self._streams.get(sequence_id)
+        if stream is None or not len(tracks.scores):
+            return 0
+        shown = tracks.scores > 0
+        gone = (stream.shown | set(tracks.ids[shown.any(axis=0)].tolist())) - set(tracks.ids[shown[-1]].tolist())
+        stream.shown = frozenset(tracks.ids[shown[-1]].tolist())
+        return len(gone)
 
     def end(self, sequence_id: int) -> None:
         """Forget a stream; it need not exist."""
-        self._trackers.pop(sequence_id, None)
+        with self._lock:
+            self._streams.pop(sequence_id, None)
 
     def sweep(self, now_s: float) -> int:
         """Forget the streams that have expired; how many there were."""
-        expired = [key for key, (_, used_s) in self._trackers.items() if now_s - used_s > self._ttl_s]
-        for key in expired:
-            del self._trackers[key]
-        return len(expired)
+        with self._lock:
+            expired = [key for key, stream in self._streams.items() if now_s - stream.used_s > self._ttl_s]
+            for key in expired:
+                del self._streams[key]
+            self.swept += len(expired)
+            return len(expired)
+
+
+def faceless(scores: Float32) -> int:
+    """On how many key frames nobody is likely: scores float32 (keyframes, candidates)."""
+    return len(scores) - int((scores >= START_SCORE).any(axis=1).sum())

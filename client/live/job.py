@@ -138,6 +138,7 @@ class LiveJob:
         self._source = source
         self._engines = engines
         self.ladder = Ladder(log=NamedLog(options.name))
+        client.level = lambda: int(self.ladder.level)
         self.sync = LiveSync(source)
         self.playout = Playout(
             lambda: source.origin_s, options.delay_s, self.ladder, seat=seat, on_closed=self.sync.paused
@@ -268,7 +269,7 @@ class LiveJob:
                 "av": version("av"),
                 "tritonserver": self._client.server_version,
             },
-            warnings=_warnings(segments, self.ladder),
+            warnings=_warnings(segments, self.ladder, self.sink.lost),
             trace=pipeline.trace.to_dict(),
         )
 
@@ -295,10 +296,13 @@ class LiveJob:
         }
 
 
-def _warnings(segments: list[SegmentResult], ladder: Ladder) -> list[str]:
+def _warnings(segments: list[SegmentResult], ladder: Ladder, lost: str | None) -> list[str]:
+    """`lost`: why the output had no receiver at the end."""
     warnings = [] if segments else ["no speech found: picture and sound passed unchanged"]
     down = sum(step.after > step.before for step in ladder.steps)
     if down:
         times = "time" if down == 1 else "times"
         warnings.append(f"the server was too slow {down} {times}: what was left out is in `ladder` and in each status")
+    if lost is not None:
+        warnings.append(f"the output was not received to its end: {lost}")
     return warnings

@@ -68,6 +68,7 @@ class LiveSink:
         self._templates = {"video": self._encoders.video, "audio": self._encoders.audio}
         self._box = Outbox(Condition())
         self._target: Target | None = None
+        self._unsure: list[int] = []  # sizes of the packets that the target took before it was connected
         self._pause_s = FIRST_PAUSE_S
         self._now = False  # send everything without waiting for its time
         self._stopped = threading.Event()
@@ -190,9 +191,10 @@ class LiveSink:
         except (av.FFmpegError, OSError, ValueError, InputError) as error:
             self._give_up(error)
             return
-        if self.lost is not None and self._target.ready():
-            self.lost = None
-            self.reconnects += 1
+        if self._target.ready():
+            self._reached()
+        else:
+            self._unsure.append(size)
         self.bytes += size
         self.emitted_ms = float(held.time_s) * 1000
         self.late_ms = 0.0 if self._now else max(0.0, self._late_s(held.time_s)) * 1000
@@ -225,9 +227,31 @@ class LiveSink:
             return
         try:
             target.close(complete=complete)
+            if complete:
+                self._reached()
         except (av.FFmpegError, OSError) as error:
-            if complete and self.failed is None and not self._outlet.reopens:
-                self.failed = InputError(f"{self.label}: its end cannot be written ({reason(error)}); make room")
+            if complete:
+                self._miss_end(reason(error))
+        if not target.ready():
+            with self._box.changed:
+                self._box.dropped += len(self._unsure)
+            self.bytes -= sum(self._unsure)
+        self._unsure.clear()
+
+    def _reached(self) -> None:
+        """The receiver is there, and gets what its target took."""
+        self._unsure.clear()
+        if self.lost is not None:
+            self.lost = None
+            self.reconnects += 1
+
+    def _miss_end(self, why: str) -> None:
+        """All was sent, and its end did not arrive."""
+        if not self._outlet.reopens:
+            self.failed = self.failed or InputError(f"{self.label}: its end cannot be written ({why}); make room")
+        elif not self._stopped.is_set():
+            self.lost = why
+            self._log.warning("%s: the end did not reach the receiver (%s)", self.label, why)
 
 
 def x264_options(info: MediaInfo, bit_rate: int | None, preset: str = PRESET) -> dict[str, str]:

@@ -23,7 +23,7 @@ from polylip.client.live.source_wire import Wire, standard_wire, tcp_wire, udp_w
 
 WRITE_TIMEOUT_S = 5.0  # a receiver that takes nothing for so long is given up
 CONNECT_TIMEOUT_S = 10.0
-RELAY_END_S = 2.0  # for the child to send what it has, and the goodbye of its protocol
+RELAY_END_S = 2.0  # for a child that is connected to send what it has, and the goodbye of its protocol
 SEGMENT_S = 2  # of HLS, and of fragments: one group of pictures
 
 FILE_FORMATS = {
@@ -147,11 +147,14 @@ class MuxTarget:
 class RelayTarget(MuxTarget):
     """FFmpeg in a child, which gets the packets through a pipe and says when it is connected."""
 
-    def __init__(self, outlet: Outlet, options: Mapping[str, str], templates: Mapping[str, Any]) -> None:
+    def __init__(
+        self, outlet: Outlet, options: Mapping[str, str], templates: Mapping[str, Any], stopped: Callable[[], bool]
+    ) -> None:
         command = [sys.executable, "-m", "polylip.client.live.sink_relay"]
         pipe = subprocess.PIPE
         self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
         self._until_s = time.monotonic() + CONNECT_TIMEOUT_S
+        self._stopped = stopped
         self._ready = False
         self._words = ""
         assert self._child.stdin and self._child.stdout  # noqa: S101  they were asked for
@@ -175,19 +178,33 @@ class RelayTarget(MuxTarget):
             super().send(kind, packet)
         except BrokenPipeError:
             self._end_child(RELAY_END_S)
-            raise OSError(self._words or "the sending process ended") from None
+            raise OSError(self._words) from None
 
     def ready(self) -> bool:
-        if not self._ready and self._child.stdout is not None:
+        if not self._ready and self._child.stdout is not None and not self._child.stdout.closed:
             self._ready = bool(self._child.stdout.read(1))
         return self._ready
 
     def close(self, *, complete: bool) -> None:
+        """Raises OSError where `complete` and the child did not bring everything to its receiver."""
+        wait_s = 0.0
         try:
             with suppress(BrokenPipeError):
                 super().close(complete=complete)
+            if complete and self._connects():
+                wait_s = RELAY_END_S
         finally:
-            self._end_child(RELAY_END_S if complete else 0.0)
+            self._end_child(wait_s)
+        if complete and self._child.returncode:
+            raise OSError(self._words)
+
+    def _connects(self) -> bool:
+        """Wait until the child is connected or has ended; whether one of the two came in time."""
+        while not self.ready() and self._child.poll() is None:
+            if time.monotonic() > self._until_s or self._stopped():
+                return False
+            time.sleep(0.05)
+        return True
 
     def _close_input(self) -> None:
         with suppress(OSError):
@@ -195,14 +212,18 @@ class RelayTarget(MuxTarget):
 
     def _end_child(self, wait_s: float) -> None:
         """And note its last words, which say why it ended."""
+        killed = ""
         try:
             self._child.wait(wait_s)
         except subprocess.TimeoutExpired:
+            killed = f"the rest was not taken within {wait_s:g} s"
             self._child.kill()
             self._child.wait()
+        if killed and not self.ready():  # asked for the last time now
+            killed = f"no answer within {CONNECT_TIMEOUT_S:g} s"
         if self._child.stderr is not None and not self._child.stderr.closed:
             lines = self._child.stderr.read(4096).decode(errors="replace").strip().splitlines()
-            self._words = lines[-1] if lines else ""
+            self._words = killed or (lines[-1] if lines else "the sending process ended")
             self._child.stderr.close()
         if self._child.stdout is not None:
             self._child.stdout.close()
@@ -227,7 +248,7 @@ def open_target(outlet: Outlet, templates: Mapping[str, Any], stopped: Callable[
     if outlet.listen:
         options |= LISTEN_OPTIONS[place.scheme]
     options["protocol_whitelist"] = SOURCES[place.scheme].protocols
-    return RelayTarget(outlet, options, templates)
+    return RelayTarget(outlet, options, templates, stopped)
 
 
 def _wire(outlet: Outlet, stopped: Callable[[], bool]) -> Wire:

@@ -31,6 +31,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 2.0  # between tries to connect again
 PROBE_TIMEOUT_S = 10.0  # for the first picture and the first sound: two groups of pictures of a usual stream
 ORIGIN_WINDOW_S = 2.0  # the first packets may come in a burst or late; what came first in this time sets the clock
 LAG_WINDOW_S = 5.0
+WAKE_AGAIN_S = 0.2  # between two tries to wake a thread that has to end
 
 
 @dataclass
@@ -79,7 +80,6 @@ class LiveSource:
         self.clocks = {kind: DriftTracker() for kind in self._lanes}  # of a sender that paces itself
         self._needs_key = not self._is_file
         self._thread = threading.Thread(target=self._run, name="live-source", daemon=True)
-        self._started = False
         self._first_s: Fraction | None = None  # time of the first packet, which paces the others
         self._first_arrival_s = 0.0
         self._earliest_s = float("inf")  # of arrival minus time: when the container's clock was 0
@@ -116,7 +116,6 @@ class LiveSource:
             if self._is_file:
                 self.info = probe_media(self._place.path)
             self._started_s = time.monotonic()
-            self._started = True
             self._thread.start()
             if not self._is_file:
                 self.info = self._probe()
@@ -189,8 +188,10 @@ class LiveSource:
         self._opener.stop()
         for lane in self._lanes.values():
             lane.end(discard=discard)
-        if self._started and self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._thread is not threading.current_thread():
+            while self._thread.is_alive():
+                self._opener.stop()  # again, as a listener that had no port yet could not be woken
+                self._thread.join(WAKE_AGAIN_S)
 
     def _run(self) -> None:
         """The thread."""

@@ -97,8 +97,9 @@ class Opener:
             raise InputError(f"{place.label}: cannot wait for a sender; rtmp, rtsp, srt and tcp can")
 
     def stop(self) -> None:
+        """Again and again where need be: a listener that has no port yet cannot be woken."""
         self._stopped.set()
-        if self._wire is not None:
+        if self._wire is not None and not self._wire.closed:
             self._wire.wake()
         if self._listen and self._place.scheme != "tcp":
             with contextlib.suppress(OSError, InputError):  # whoever waits for a sender gets one that says nothing
@@ -117,6 +118,8 @@ class Opener:
         place = self._place
         if timeout_s is None:
             timeout_s = LISTEN_TIMEOUT_S if self._listen else CONNECT_TIMEOUT_S
+        if self.stopped():
+            raise InputError(f"{place.label}: was closed before anything came")
         if place.scheme == "file":
             return Opened(place.label, [open_media(place.path)])
         if place.scheme == "device":

@@ -66,7 +66,7 @@ class Wire:
 
     def wake(self) -> None:
         """From any thread: every wait ends with WireClosedError, now and later."""
-        if not self._woken:
+        if not self._woken and not self.closed:
             self._woken = True
             with suppress(OSError):
                 os.write(self._wake_write, b"x")
