@@ -146,7 +146,8 @@ def write_media(
     finish: Callable[[object], None] = lambda container: None,
 ) -> Path:
     """A clip of any kind. `finish` may add streams to the container before the first packet is written."""
-    with av.open(str(path), "w", format=format_name, options=options or {}) as container:
+    same_bytes = {"fflags": "+bitexact"}  # else Matroska's identities are drawn anew
+    with av.open(str(path), "w", format=format_name, options=same_bytes | (options or {})) as container:
         streams = [stream.packets(container) for stream in (picture, *sounds) if stream is not None]
         finish(container)
         for _, packet in merge(*streams, key=lambda item: item[0]):

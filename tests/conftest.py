@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from polylip.export.lips_lite import write_graph
 from polylip.serving.doctor import LIPS_LITE
@@ -18,6 +19,12 @@ from polylip.serving.runtime import find_model_repository
 
 # A shell that starts the suite in the background has it ignore Ctrl-C, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine takes as long as it takes for an example: no time is claimed there. The same examples in every run;
+# `--hypothesis-profile=search` looks for others.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=2000)
+settings.load_profile("same")
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
 REAL_CLIP = Path(__file__).parents[2] / "shared" / "media" / "interview_en.mp4"
@@ -38,17 +45,21 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts servers for one test: `own_server()`, or with changed configs: `own_server({"track": (old, new)})`."""
+    """Starts servers for one test: `own_server()`, or with changed configs: `own_server({"track": (old, new)})`.
+
+    Several changes to one config are a list of pairs.
+    """
     started: list[Server] = []
 
-    def start(changes: dict[str, tuple[str, str]] | None = None) -> Server:
+    def start(changes: dict[str, tuple[str, str] | list[tuple[str, str]]] | None = None) -> Server:
         repository = tmp_path / f"repository-{len(started)}"
         shutil.copytree(REPOSITORY, repository)
-        for model, (old, new) in (changes or {}).items():
+        for model, pairs in (changes or {}).items():
             config = repository / model / "config.pbtxt"
-            text = config.read_text()
-            assert old in text, f"{old!r} is not in the config of {model}"
-            config.write_text(text.replace(old, new))
+            for old, new in pairs if isinstance(pairs, list) else [pairs]:
+                text = config.read_text()
+                assert old in text, f"{old!r} is not in the config of {model}"
+                config.write_text(text.replace(old, new))
         running = start_server(ServerOptions(model_repository=repository, log_path=tmp_path / "server.log"))
         started.append(running)
         return running

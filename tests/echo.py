@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -73,7 +74,7 @@ def echo_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
         # The launcher's own wait speaks no TLS and knows no such model.
         running = launcher._spawn(options)
         started.append(running)
-        asyncio.run(_until_ready(running, tls))
+        asyncio.run(until_ready(running, tls))
         return running
 
     try:
@@ -85,10 +86,11 @@ def echo_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 def kill(server: Server) -> None:
     for process in psutil.Process(server.guard_pid).children():
-        process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)
 
 
-async def _until_ready(running: Server, tls: Tls | None) -> None:
+async def until_ready(running: Server, tls: Tls | None) -> None:
     deadline = time.monotonic() + START_S
     while True:
         try:

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
 from playback import mean_luma, onsets
 
@@ -53,6 +55,18 @@ for _ in range(again):
 """
 
 
+def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"waited in vain for {seconds:g} s"
+        time.sleep(0.02)
+
+
+def is_open(port: int) -> bool:
+    """Whether this process takes what is sent to a port: it listens there, or has a socket for datagrams."""
+    return any(used.laddr.port == port for used in psutil.Process().net_connections("inet4"))
+
+
 def free_port(kind: int = socket.SOCK_STREAM) -> int:
     with socket.socket(socket.AF_INET, kind) as probe:
         probe.bind(("127.0.0.1", 0))
@@ -60,9 +74,12 @@ def free_port(kind: int = socket.SOCK_STREAM) -> int:
 
 
 @contextmanager
-def sender(clip: Path, url: str, name: str, *, delay_s: float = 0.0, again: int = 1, **options) -> Iterator[None]:
-    """Another process, that tries until somebody listens."""
-    wait = ["bash", "-c", f'sleep {delay_s}; exec "$@"', "bash"]
+def sender(clip: Path, url: str, name: str, *, again: int = 1, **options) -> Iterator[None]:
+    """Another process, that tries until somebody listens; for datagrams it waits until their port is bound."""
+    wait = []
+    if url[:3] in ("udp", "rtp"):
+        bound = f'grep -q ":{urlsplit(url).port:04X} " /proc/net/udp*'
+        wait = ["bash", "-c", f'until {bound}; do sleep 0.05; done; exec "$@"', "bash"]
     command = [*wait, sys.executable, "-c", SENDER, str(clip), url, name, repr(options), str(again)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
@@ -122,6 +139,7 @@ def web(folder: Path) -> Iterator[str]:
 
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = False  # its end waits for those that still close a connection
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"

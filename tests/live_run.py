@@ -21,6 +21,7 @@ from polylip.client.results import SegmentResult, Status
 from polylip.client.server import ServerChoice
 from polylip.client.wishes import SpeechWishes
 from polylip.perf.slow_models import slow_repository
+from polylip.perf.supervised import arguments_of
 from polylip.serving.launcher import Server, ServerOptions, start_server
 
 REPOSITORY = Path(__file__).parents[1] / "model_repository"
@@ -110,7 +111,7 @@ def processes(server: Server) -> list[psutil.Process]:
 
 def stub(server: Server, model: str) -> psutil.Process:
     """The process of one of its Python models."""
-    [process] = [process for process in processes(server) if f"{model}_0_0" in process.cmdline()]
+    [process] = [process for process in processes(server) if f"{model}_0_0" in arguments_of(process)]
     return process
 
 

@@ -41,6 +41,13 @@ def alone(text: str, mode: str = MODE) -> str:
     return done.stdout.decode()
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a program may take is not asked here; a text that takes longer goes another way."""
+    for name in ("TIMEOUT_S", "STALL_S", "FILTER_TIMEOUT_S"):
+        monkeypatch.setattr(apertium_line, name, 60.0)
+
+
 @pytest.fixture
 def line():
     opened = ApertiumLine(MODE)

@@ -77,7 +77,7 @@ def test_silence_alone_is_nothing():
     assert len(through(hiss(1.0, 0.0))[0]) == len(through(np.zeros(0, np.float32))[0]) == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.sampled_from([0.0, 0.0005, 0.3]), min_size=1, max_size=12), st.floats(0.02, 0.4), st.booleans())
 def test_the_size_of_chunks_changes_nothing(levels, chunk_s, ended):
     audio = np.concatenate([tone(0.15, level) for level in levels])

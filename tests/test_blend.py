@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from polylip.client.blend import (
-    FACE_SIZE,
     FaceCut,
     MouthPaster,
     change_mask,
@@ -22,6 +21,7 @@ from polylip.client.blend import (
 )
 from polylip.client.quality import QualityMeter
 from polylip.perf.blending import Shot, measure, shots
+from polylip.serving.crops import FACE_SIZE
 
 BOX = (200.0, 100.0, 400.0, 340.0)
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polylip.client.faces import Letterbox
-from polylip.client.lipsync import speech_window
 from polylip.client.pulse import Pulse
 from polylip.client.ring import MIN_SLOTS, Face, FrameRing
 from polylip.client.sync import mouth_offset_ms
 from polylip.serving.isochrony import HARD_MAX_RATE, MAX_RATE, MIN_RATE, Slot, fit_rate
+from polylip.serving.lips_audio import speech_window
 from polylip.serving.mel import mel_windows
 
 RATE = 16_000

@@ -101,23 +101,24 @@ def test_the_ensembles_take_the_shapes_batches_and_warm_up_of_a_profile(profile,
     shutil.copytree(REPOSITORY, repository)
     for model in MODELS:
         put_a_lite_engine_behind(repository / model, profile)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ensembles = [f"--load-model={name}" for name in PICTURE_ENSEMBLES]
-    arguments = command(repository, profile, tmp_path / "run", *ensembles, f"--grpc-port={port}")
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(arguments, env=server_environment(find_runtime()), stdout=log, stderr=log)
-    try:
-        url = f"127.0.0.1:{port}"
-        deadline = time.monotonic() + LOAD_TIMEOUT_S
-        while not is_ready(url):
-            assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
-            time.sleep(0.1)
-        assert probe_models(url, repository, models=PICTURE_ENSEMBLES) is None
-    finally:
-        server.terminate()
-        server.wait(30)
+    with socket.socket() as held:  # shares its port with the server, so that no other program gets it first
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{held.getsockname()[1]}"
+        more = [f"--load-model={name}" for name in PICTURE_ENSEMBLES]
+        more += ["--grpc-address=127.0.0.1", f"--grpc-port={held.getsockname()[1]}", "--reuse-grpc-port=true"]
+        arguments = command(repository, profile, tmp_path / "run", *more)
+        with (tmp_path / "log").open("wb") as log:
+            server = subprocess.Popen(arguments, env=server_environment(find_runtime()), stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + LOAD_TIMEOUT_S
+            while not is_ready(url):
+                assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+                time.sleep(0.1)
+            assert probe_models(url, repository, models=PICTURE_ENSEMBLES) is None
+        finally:
+            server.terminate()
+            server.wait(30)
 
 
 def put_a_lite_engine_behind(model: Path, profile: str) -> None:

@@ -252,7 +252,7 @@ def test_estimates_that_contradict_each_other_start_a_new_search():
 EVENTS = st.lists(st.tuples(st.sampled_from(["offset", "pause", "skew", "restart"]), st.floats(-190, 190)), max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(EVENTS)
 def test_whatever_happens_an_answer_is_never_revised_and_slews_are_slow(events: list[tuple[str, float]]):
     corrector, given_ns = SyncCorrector(np.random.default_rng(0)), {}

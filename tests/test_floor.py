@@ -120,7 +120,7 @@ def talk(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return talks
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(spans, min_size=2, max_size=4), st.data())
 def test_one_holder_at_a_time_whatever_is_said_and_what_is_settled_stays(
     pairs: list[list[tuple[int, int]]], data: st.DataObject
@@ -171,7 +171,7 @@ def assert_nobody_is_starved(floor: Floor, speech: list[list[tuple[int, int]]]) 
                 assert floor.held(who, start_ms, end_ms)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(2, 4), st.integers(0, 3), st.lists(st.integers(0, 5000), min_size=4, max_size=4))
 def test_whoever_goes_on_talking_waits_no_longer_than_the_turns_of_the_others(
     count: int, last: int, begins_ms: list[int]

@@ -82,7 +82,7 @@ def test_a_forced_term_takes_its_place(translation: str, wanted: list, enforced:
 WORDS = st.sampled_from(["uno", "dos", "tres", "Ana", "ana", "río", "el-mar", "東京", "ok"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(WORDS, max_size=6),
     st.lists(st.tuples(WORDS, st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=3)), max_size=4),

@@ -73,6 +73,7 @@ def test_the_same_piece_may_come_again(engine):
 
 
 def test_another_sound_under_way_goes_without_and_disturbs_nobody(engine, monkeypatch):
+    monkeypatch.setattr(pocketsphinx, "LEASE_S", 60.0)
     mine, other = read_aloud(FIRST), read_aloud(SECOND)
     for end in range(RATE_HZ, len(mine) - PIECE, PIECE):
         assert hear(engine, mine[:end], more=True).text

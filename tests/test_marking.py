@@ -321,11 +321,11 @@ def test_without_room_the_video_stays_as_it_was(source: Path, make: Callable[...
 def test_a_certificate_that_expired_since_is_said_and_the_file_is_still_intact(
     source: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ):
+    video = make()  # first: the certificate has to live until the file is signed
     monkeypatch.setattr(marking_keys, "CLOCK_SLACK", timedelta(seconds=1))
-    monkeypatch.setattr(marking_keys, "LIFE", timedelta(seconds=2))
+    monkeypatch.setattr(marking_keys, "LIFE", timedelta(seconds=6))
     chain, key, _ = marking_keys._new_identity()
     identity = marking_keys._parse(chain, key, local=True, authority=None)
-    video = make()
     assert mark_video(video, source, FACTS, identity) == []
     while datetime.now(UTC) <= identity.certificate.not_valid_after_utc + timedelta(seconds=1):
         time.sleep(0.1)

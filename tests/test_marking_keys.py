@@ -53,7 +53,7 @@ def write_pem(identity: Identity, folder: Path) -> dict[str, str]:
 def test_jobs_that_start_at_once_share_one_identity(tmp_path: Path):
     code = "from polylip.client.marking_keys import load_identity as i; print(i().certificate.serial_number)"
     jobs = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    serials = {job.communicate(timeout=30)[0] for job in jobs}
+    serials = {job.communicate(timeout=120)[0] for job in jobs}
     with ThreadPoolExecutor(4) as pool:
         serials |= {f"{i.certificate.serial_number}\n" for i in pool.map(lambda _: load_identity(), range(4))}
     assert len(serials) == 1

@@ -112,14 +112,18 @@ def test_both_readers_skip_the_same_of_a_damaged_file(name: str, seed: int, tmp_
     sound = Sound(np.repeat(noise(4), 3)[None], 48_000, codecs[1])
     options = {"cluster_time_limit": "400"} if name[8:] in ("mkv", "webm") else {}  # where reading can go on, in ms
     clip = write_media(tmp_path / name, replace(PICTURE, codec=codecs[0]), sound, options=options)
+    with av.open(str(clip)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.pos]
     data = np.frombuffer(clip.read_bytes(), np.uint8).copy()
     random = np.random.default_rng(seed)
-    for at in random.integers(len(data) // 3, len(data) * 2 // 3, 4):
+    damages = random.integers(len(data) // 3, len(data) * 2 // 3, 4)
+    for at in damages:
         data[at : at + 300] = random.integers(0, 256, 300)
     clip.write_bytes(data.tobytes())
     info = pass_through(clip, tmp_path / "out.mp4")
     analysed, written = watch(clip), watch(clip, info.planar_format)
-    assert len(analysed) > 50
+    in_front = sum(place <= damages.min() for place in places) - 1  # one that reads as a length may cost all behind it
+    assert 10 < in_front <= len(analysed)
     assert [time_ms for time_ms, _ in analysed] == [time_ms for time_ms, _ in written]
     assert len(play(tmp_path / "out.mp4").times_s) == len(written)
 

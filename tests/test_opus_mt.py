@@ -1,10 +1,10 @@
 """The Opus-MT engine with small networks that know a few sentences by heart, and with random ones."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -346,6 +346,12 @@ def test_a_missing_package_is_one_line(package: str, tmp_path: Path) -> None:
 
 def test_pairs_are_listed_without_the_translator() -> None:
     program = "import sys, polylip.serving.opus_pairs; print([m for m in ('ctranslate2', 'torch') if m in sys.modules])"
-    started = time.monotonic()
+    started_s = work_of_children_s()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert (done.stdout, time.monotonic() - started < 10) == ("[]\n", True)
+    assert (done.stdout, work_of_children_s() - started_s < 10) == ("[]\n", True)
+
+
+def work_of_children_s() -> float:
+    """CPU time of the processes that have ended: unlike the time that passes, it is not that of others."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

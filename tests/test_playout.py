@@ -11,7 +11,8 @@ from polylip.client.pulse import Pulse
 from polylip.client.results import Status
 from polylip.client.ring import FrameRing
 from polylip.client.segmentation import SPEECH_RATE_HZ, Segment
-from polylip.client.timeline import LOOK_AHEAD_MS, MAX_LATE_MS, RAMP_MS, Dub, Timeline
+from polylip.client.timeline import MAX_LATE_MS, RAMP_MS, Dub, Timeline
+from polylip.serving.lips_audio import LOOK_AHEAD_MS
 
 DELAY_S = 6.0
 

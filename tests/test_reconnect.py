@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from live_run import stub
 from material import RATE_HZ, chunk, face_at, face_crop, milliseconds, read_aloud
 from proxy import Proxy
 
@@ -25,7 +26,9 @@ from polylip.client.timeline import Timeline
 from polylip.client.triton import TritonClient
 from polylip.client.wire import Inputs, SequencePosition, new_sequence_id, rows
 from polylip.perf.demo_clip import FPS, make_demo_clip
+from polylip.perf.supervised import program_of
 from polylip.serving.launcher import Server, start_server
+from polylip.serving.supervisor_watch import SERVER
 
 SECONDS = 9
 TIMEOUT_S = 60.0
@@ -44,7 +47,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tritonserver(server: Server) -> psutil.Process:
     children = psutil.Process(server.guard_pid).children()  # what a killed stub has left may be among them for a moment
-    [process] = [child for child in children if child.name() == "tritonserver"]
+    [process] = [child for child in children if program_of(child) == SERVER]
     return process
 
 
@@ -132,13 +135,13 @@ async def assert_a_stopped_server_is_waited_for(server: Server) -> None:
     ):
         process = tritonserver(server)
         frames = chunk([face_at(0), face_at(0)], [0, 40], [0, 40])
+        spoken = {
+            "AUDIO": read_aloud("My brother has two children."),
+            "SOURCE_LANGUAGE": "en",
+            "TARGET_LANGUAGE": "es",
+        }
         process.send_signal(signal.SIGSTOP)
         try:
-            spoken = {
-                "AUDIO": read_aloud("My brother has two children."),
-                "SOURCE_LANGUAGE": "en",
-                "TARGET_LANGUAGE": "es",
-            }
             speech = await one.submit("speech", rows(spoken), TIMEOUT_S)
             faces = await two.submit(
                 "faces", frames, TIMEOUT_S, SequencePosition(new_sequence_id(), start=True, end=True)
@@ -154,14 +157,12 @@ async def assert_a_stopped_server_is_waited_for(server: Server) -> None:
 
 
 async def assert_a_dead_model_is_an_error(server: Server) -> None:
-    """An explicit one, once, and nothing is asked again."""
-    below = psutil.Process(server.guard_pid).children(recursive=True)
-    [stub] = [process for process in below if "translate_0_0" in process.cmdline()]
-    stub.kill()
+    """An explicit one, once, when nobody has started the server again in time."""
+    stub(server, "translate").kill()
     quiet = np.zeros(RATE_HZ, np.float32)
     timeline, retries = await spoken(server.url, np.concatenate([quiet, read_aloud("It is very cold."), quiet]))
     [result] = timeline.results
-    assert (result.status, result.error_code, retries) == (Status.ERROR, ErrorCode.PYTHON_MODEL_DIED, 0)
+    assert (result.status, result.error_code, retries) == (Status.ERROR, ErrorCode.PYTHON_MODEL_DIED, 1)
 
 
 # Speech

@@ -170,7 +170,7 @@ class Moody:
         return self.random.choice([None, 0.0, 0.3, 0.6, 0.8, 0.9, 1.0])
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.lists(st.tuples(st.floats(0.05, 4.0), st.sampled_from([SPEECH, SILENCE, 0.02, ROOM])), min_size=1, max_size=12),
     st.sampled_from(Policy),

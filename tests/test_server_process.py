@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -10,29 +11,45 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from conftest import REPOSITORY
+from live_run import stub
 from material import chunk, milliseconds
+from tritonclient.grpc import service_pb2
 
 from polylip.client.errors import ServerError
 from polylip.client.triton import TritonClient
 from polylip.client.wire import SequencePosition, new_sequence_id, rows
+from polylip.serving import launcher
 from polylip.serving.doctor import LIPS_LITE, PROFILES
-from polylip.serving.guard import SHM
-from polylip.serving.launcher import Server
-from polylip.serving.probe import is_ready, probe_models
+from polylip.serving.drain import read_load
+from polylip.serving.guard import SHM, lock_path, sweep_stale
+from polylip.serving.launcher import Server, ServerOptions, running_server, start_server
+from polylip.serving.probe import probe_models, stub_of
 
 POLYLIP = str(Path(sys.executable).with_name("polylip"))
 FREE_PORTS = ("--grpc-port", "0", "--metrics-port", "0")
 TIMEOUT_S = 60.0
 SILENCE = np.zeros(8000, np.float32)
 EXIT_UNUSABLE, EXIT_SERVER = 2, 3
+ENDING_S = 5.0  # for programs that end when their pipe does: they are in no group of the server's
+
+
+def gone(process: psutil.Process) -> bool:
+    """One that only waits for its parent's notice is, too."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Footprint:
@@ -41,17 +58,18 @@ class Footprint:
     def __init__(self, guard: psutil.Process) -> None:
         arguments = guard.cmdline()
         run_dir, _, self._prefix = arguments[arguments.index("polylip.serving.guard") + 1 :][:3]
-        self._run_dir = Path(run_dir)
+        self._run_dir, self._lock = Path(run_dir), lock_path(self._prefix)
         self._processes = [guard, *guard.children(recursive=True)]
         assert self._regions()
-        assert self._run_dir.parent == Path(tempfile.gettempdir())
+        assert self._run_dir.parent == Path(tempfile.gettempdir()) and self._lock.exists()
         assert len(self._processes) > len(PYTHON_MODELS)
 
-    def left(self, timeout_s: float = 0.1) -> list[str]:
-        """What is still there after at most `timeout_s`; a process that only waits for its parent's notice is gone."""
-        _, alive = psutil.wait_procs(self._processes, timeout_s)
-        processes = [str(p) for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        return processes + self._regions() + [str(path) for path in (self._run_dir,) if path.exists()]
+    def left(self, timeout_s: float = ENDING_S) -> list[str]:
+        """What is still there after at most `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while (processes := [str(p) for p in self._processes if not gone(p)]) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return processes + self._regions() + [str(path) for path in (self._run_dir, self._lock) if path.exists()]
 
     def _regions(self) -> list[str]:
         return [name for name in os.listdir(SHM) if name.startswith(self._prefix)]
@@ -64,11 +82,12 @@ def footprint(server: Server) -> Footprint:
     return Footprint(psutil.Process(server.guard_pid))
 
 
-def python_process_of(model: str, server: Server) -> psutil.Process:
-    """The process that Triton's Python backend runs a model in."""
-    below = psutil.Process(server.guard_pid).children(recursive=True)
-    [stub] = [p for p in below if f"{model}_0_0" in p.cmdline()]
-    return stub
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sockets of supervisors stay out of the folders that are looked at, and of each other's way."""
+    folder = tmp_path_factory.mktemp("s")
+    folder.chmod(0o700)
+    monkeypatch.setenv("POLYLIP_STATE_DIR", str(folder))
 
 
 def polylip(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -103,12 +122,13 @@ async def test_a_dead_model_is_named_though_health_says_ready_and_the_others_ans
     server = own_server()
     assert probe_models(server.url, REPOSITORY) is None
     traces = footprint(server)
-    python_process_of("translate", server).kill()
+    stub(server, "translate").kill()
     failure = probe_models(server.url, REPOSITORY)
     assert failure is not None
     assert failure.startswith("model translate: ")
     assert "\n" not in failure
-    assert is_ready(server.url)
+    with server.endpoint.channel() as channel:
+        assert stub_of(channel).ServerReady(service_pb2.ServerReadyRequest(), timeout=TIMEOUT_S).ready
     async with TritonClient(server.url) as client, client.stream() as stream:
         mel = await stream.call("mel", {"AUDIO": SILENCE, "FRAME_OFFSETS_MS": milliseconds(0)}, TIMEOUT_S)
         assert mel["MEL"].shape == (1, 80, 16)
@@ -149,6 +169,34 @@ async def test_failed_requests_neither_slow_the_stop_nor_leave_anything(own_serv
     assert set(re.findall(r"successfully unloaded '(\w+)'", log)) >= set(PYTHON_MODELS)
 
 
+# Guards that are killed outright
+
+
+@pytest.mark.alone  # any start of a server on this machine would sweep first
+def test_what_a_killed_guard_has_left_is_swept_and_living_servers_are_left_alone(
+    server: Server, own_server: Callable[..., Server]
+):
+    """Whoever lives holds the lock on its file, whatever process ids mean here."""
+    dead = own_server()
+    traces, others = footprint(dead), footprint(server)
+    psutil.Process(dead.guard_pid).kill()
+    dead.wait()
+    assert dead.shm_prefix in sweep_stale()
+    assert traces.left() == []
+    assert sweep_stale() == []
+    assert others.left(timeout_s=0) != [] and probe_models(server.url, REPOSITORY, models=["mel"]) is None
+
+
+def test_regions_without_a_lock_are_not_ours_to_sweep():
+    stray = SHM / "polylip_999999999_abcdabcd_stray"
+    stray.touch()
+    try:
+        sweep_stale()
+        assert stray.exists()
+    finally:
+        stray.unlink()
+
+
 # polylip serve
 
 
@@ -168,16 +216,63 @@ def test_serve_ends_on_a_signal_quietly_and_leaves_nothing(number, tmp_path):
         assert traces.left() == []
 
 
-@pytest.mark.parametrize("option", ["--grpc-port", "--metrics-port", "--http-port"])
-def test_serve_on_a_taken_port_says_which_and_leaves_nothing(option, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "use"), [("--grpc-port", "gRPC"), ("--metrics-port", "metrics"), ("--http-port", "HTTP")]
+)
+def test_serve_on_a_taken_port_says_which_and_leaves_nothing(option, use, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = str(holder.getsockname()[1])
         done = polylip("serve", *FREE_PORTS, option, port, TMPDIR=str(tmp_path))
     assert done.returncode == EXIT_SERVER
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert f"port {port} (Address already in use)" in done.stderr
+    assert f"port {port} for {use} (Address already in use)" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metrics_port_that_is_taken_before_the_server_has_it_is_chosen_again(monkeypatch: pytest.MonkeyPatch):
+    """Its models answer all the same, for a second, until it ends."""
+    choose, chosen = launcher._choose_ports, []
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+
+        def overtaken(options: ServerOptions) -> launcher.Ports:
+            ports = choose(options)
+            taken = replace(ports, metrics=holder.getsockname()[1])
+            chosen.append(ports if chosen else taken)
+            return chosen[-1]
+
+        monkeypatch.setattr(launcher, "_choose_ports", overtaken)
+        with running_server(ServerOptions(models=("mel",))) as server:
+            assert len(chosen) == 2 and server.ports == chosen[1]
+            assert server.metrics_url is not None
+            with urllib.request.urlopen(server.metrics_url) as answer:  # noqa: S310
+                assert b"nv_inference" in answer.read()
+
+
+async def test_a_web_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    server = await asyncio.to_thread(start_server, ServerOptions(models=("mel",), start_timeout_s=60))
+    try:
+        assert server.metrics_url is not None and read_load(server.metrics_url).idle
+        async with TritonClient(server.url) as client, client.line() as line:
+            offsets = milliseconds(0)
+            answer = await line.call("mel", {"AUDIO": np.zeros(8000, np.float32), "FRAME_OFFSETS_MS": offsets}, 30.0)
+            assert answer["MEL"].shape == (1, 80, 16)
+    finally:
+        server.stop()
+
+
+def test_the_log_of_a_server_that_lives_is_kept(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with running_server(ServerOptions(models=("mel",))) as living:
+        for number in range(launcher.KEPT_LOGS + 1):
+            living.log_path.with_name(f"server-9-{number}.log").touch()
+        launcher._new_log_path()
+        assert "mel" in living.read_log()
+        assert len(list(living.log_path.parent.iterdir())) == launcher.KEPT_LOGS
+    launcher._new_log_path()
+    assert not living.log_path.exists(), "the oldest of those that have ended"
 
 
 def test_serve_that_cannot_write_its_log_says_so_and_leaves_nothing(tmp_path):

@@ -41,4 +41,6 @@ def test_a_misspelt_model_is_named_with_the_known_ones(command):
         [POLYLIP, command, "--models", "detct"], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 2
-    assert "no model detct in" in done.stdout + done.stderr and "it has: detect, faces" in done.stdout + done.stderr
+    assert (
+        "no model detct in" in done.stdout + done.stderr and "it has: detect, dub, faces" in done.stdout + done.stderr
+    )

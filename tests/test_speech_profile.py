@@ -28,7 +28,7 @@ from polylip.perf.generated_repository import SPOKEN_PAIRS, make_generated_speec
 from polylip.serving.launcher import Server, ServerOptions, start_server
 from polylip.serving.weights import WEIGHTS_VARIABLE
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 SPEECH = ("transcribe", "translate", "synthesize", "speech")
 ENGLISH, SPANISH = SPOKEN_PAIRS[1]
 LONG_SPANISH = "hola amigo. el agua. hola. agua verde."

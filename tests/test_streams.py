@@ -221,7 +221,10 @@ def test_a_failure_ends_the_probe_and_still_the_sequence(server, sequences, monk
 def test_an_interrupted_probe_ends_its_sequence_too(server, sequences):
     async def interrupted() -> None:
         probe = Probe(server.url, 1, ("faces",), warm_up_s=60.0, window_s=1.0)
-        await asyncio.wait_for(streams_load._run(probe, threading.Event(), material()), 2.5)
+        running = asyncio.create_task(streams_load._run(probe, threading.Event(), material()))
+        while not sequences and not running.done():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await asyncio.wait_for(running, 1.5)
 
     with pytest.raises(TimeoutError):
         asyncio.run(interrupted())

@@ -29,7 +29,6 @@ from polylip.client.envelopes import (
 )
 from polylip.client.face_book import FaceBook
 from polylip.client.job import DubOptions, DubResult, dub
-from polylip.client.lipsync import HOP_MS
 from polylip.client.media_in import AudioReader, VideoReader, probe_media
 from polylip.client.media_out import MediaWriter
 from polylip.client.mix import AudioBed
@@ -55,6 +54,7 @@ from polylip.client.timeline import Dub, Timeline
 from polylip.perf.demo_clip import make_demo_clip
 from polylip.perf.sync import NOISES, RATES, Mouth, analytic_mouth, frame_times, injected, sound_curve, spoken, table
 from polylip.serving.launcher import Server
+from polylip.serving.lips_audio import HOP_MS
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 30

@@ -13,7 +13,8 @@ from polylip.client.mix import AudioBed, LevelMatch
 from polylip.client.pulse import Pulse
 from polylip.client.results import Status
 from polylip.client.segmentation import Segment
-from polylip.client.timeline import GAP_MS, LOOK_AHEAD_MS, MAX_LATE_MS, RAMP_MS, SPILL_MS, Dub, Timeline
+from polylip.client.timeline import GAP_MS, MAX_LATE_MS, RAMP_MS, SPILL_MS, Dub, Timeline
+from polylip.serving.lips_audio import LOOK_AHEAD_MS
 
 RATE = 16_000
 
@@ -141,7 +142,7 @@ def test_a_dub_that_broke_off_leaves_the_lips_to_the_original():
     assert line.lips_at(4500) is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(st.tuples(st.integers(50, 3000), st.integers(200, 6000), st.integers(0, 9000)), min_size=1, max_size=15)
 )

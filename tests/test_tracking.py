@@ -298,7 +298,7 @@ def test_nan_and_fractional_times_are_refused():
 
 
 def test_a_pool_gives_each_stream_its_own_tracker_until_it_ends():
-    pool = TrackerPool(ttl_s=90)
+    pool = TrackerPool(Tracker, ttl_s=90)
     first, second = pool.get(1, True, 0.0), pool.get(2, True, 0.0)
     assert first is not second
     assert pool.get(1, False, 1.0) is first
@@ -310,14 +310,14 @@ def test_a_pool_gives_each_stream_its_own_tracker_until_it_ends():
 
 
 def test_start_resets_a_stream():
-    pool = TrackerPool(ttl_s=90)
+    pool = TrackerPool(Tracker, ttl_s=90)
     old = pool.get(1, True, 0.0)
     assert pool.get(1, True, 1.0) is not old
     assert len(pool) == 1
 
 
 def test_an_idle_stream_expires_and_a_busy_one_does_not():
-    pool = TrackerPool(ttl_s=90)
+    pool = TrackerPool(Tracker, ttl_s=90)
     pool.get(1, True, 0.0)
     pool.get(2, True, 0.0)
     pool.get(2, False, 80.0)
@@ -332,7 +332,7 @@ def test_an_idle_stream_expires_and_a_busy_one_does_not():
 
 def test_a_pool_is_bounded_and_drops_the_idlest(monkeypatch):
     monkeypatch.setattr(tracking, "MAX_STREAMS", 3)
-    pool = TrackerPool(ttl_s=90)
+    pool = TrackerPool(Tracker, ttl_s=90)
     for sequence in (1, 2, 3):
         pool.get(sequence, True, float(sequence))
     kept = pool.get(1, False, 4.0)

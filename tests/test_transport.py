@@ -20,10 +20,10 @@ from proxy import Proxy
 
 from polylip.client.error_codes import ErrorCode, error_code, markdown
 from polylip.client.errors import DeadlineError, InputError, ServerError, ServerLostError
-from polylip.client.lines import Line
-from polylip.client.pending import Pending
+from polylip.client.lines import DOOMED_S, Line
+from polylip.client.pending import Outputs, Pending
 from polylip.client.retry import TRIES, retrying
-from polylip.client.triton import STREAM_ID_KEY, TritonClient
+from polylip.client.triton import STREAM_ID_KEY, TritonClient, TritonStream
 from polylip.client.wire import MAX_MESSAGE_BYTES, Inputs, Keepalive, SequencePosition, new_sequence_id
 from polylip.serving.launcher import Server
 
@@ -142,17 +142,18 @@ async def test_a_unary_call_has_a_code_too(echo: Server):
 
 async def test_a_full_queue_and_a_broken_engine_have_their_codes(echo: Server):
     async with TritonClient(echo.url) as client, client.line() as line:
-        sent = [await line.submit("echo", wait(0.5), TIMEOUT_S) for _ in range(6)]
+        sent = [await line.submit("echo", wait(0.5), TIMEOUT_S) for _ in range(12)]
         ended = await asyncio.gather(*(pending.result() for pending in sent), return_exceptions=True)
         refused = [error for error in ended if isinstance(error, ServerError)]
-        assert 0 < len(refused) < 6 and {error.code for error in refused} == {ErrorCode.QUEUE_FULL}
+        assert 0 < len(refused) < len(sent) and {error.code for error in refused} == {ErrorCode.QUEUE_FULL}
         with pytest.raises(ServerError) as caught:
             await line.call("echo", wait(-1), TIMEOUT_S)
         assert caught.value.code is ErrorCode.ENGINE_FAILED
         assert str(caught.value).endswith("message: RuntimeError: the engine is broken")
 
 
-async def test_a_killed_python_model_is_named_and_not_asked_again(echo_server: Callable[..., Server]):
+async def test_a_killed_python_model_is_waited_for_once_and_named(echo_server: Callable[..., Server]):
+    """Nobody starts the server again here: after the time in which a supervisor would, the error stays."""
     server = await asyncio.to_thread(echo_server)
     tries = 0
     async with TritonClient(server.url) as client, client.line() as line:
@@ -166,13 +167,28 @@ async def test_a_killed_python_model_is_named_and_not_asked_again(echo_server: C
             tries += 1
             await line.call("echo", wait(0), TIMEOUT_S)
 
-        with pytest.raises(ServerError) as caught:
-            await retrying(attempt, deadline=asyncio.get_running_loop().time() + TIMEOUT_S)
-    assert (caught.value.code, tries) == (ErrorCode.PYTHON_MODEL_DIED, 1)
+        for tries_needed in (2, 1):
+            tries, started = 0, time.monotonic()
+            with pytest.raises(ServerError) as caught:
+                await retrying(attempt, deadline=asyncio.get_running_loop().time() + TIMEOUT_S)
+            assert (caught.value.code, tries) == (ErrorCode.PYTHON_MODEL_DIED, tries_needed)
+            assert (time.monotonic() - started >= DOOMED_S) == (tries_needed == 2)
     kill(server)  # it would not stop by itself
 
 
 # Limits, metadata, cancellation
+
+
+async def past_the_queue(line: Line | TritonStream) -> Outputs:
+    """An answer, once the requests that were given up have left room in the model's queue."""
+    until = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return await line.call("echo", wait(0), TIMEOUT_S)
+        except ServerError as error:
+            if error.code is not ErrorCode.QUEUE_FULL or time.monotonic() > until:
+                raise
+        await asyncio.sleep(0.1)
 
 
 async def test_every_call_names_its_stream(echo: Server):
@@ -203,8 +219,7 @@ async def test_who_gives_up_on_a_request_disturbs_no_other(echo: Server):
         with pytest.raises(DeadlineError):
             await stream.call("echo", wait(0), 0.2)
         proxy.thaw()
-        await asyncio.sleep(0.5)  # the requests given up fill the queue of the model meanwhile
-        assert (await stream.call("echo", wait(0), TIMEOUT_S))["PARAMETERS"].size == 1
+        assert (await past_the_queue(stream))["PARAMETERS"].size == 1
         assert stream.lost is None
 
 
@@ -226,10 +241,10 @@ async def test_a_frozen_connection_is_noticed_in_the_documented_time_and_the_req
 
 
 async def test_a_connection_at_rest_stays(echo: Server):
-    """Pings alone would make tritonserver hang up, here after 1.5 s; the heartbeats keep it."""
-    async with TritonClient(echo.url, keepalive=Keepalive(0.5, 5.0)) as client, client.line() as line:
+    """Pings alone would make tritonserver hang up, here after 3 s; the heartbeats keep it."""
+    async with TritonClient(echo.url, keepalive=Keepalive(1.0, 5.0)) as client, client.line() as line:
         await line.call("echo", wait(0), TIMEOUT_S)
-        await asyncio.sleep(4)
+        await asyncio.sleep(6)
         await line.call("echo", wait(0), TIMEOUT_S)
         assert line.lost is None and line.reopened == 0
 
@@ -269,7 +284,7 @@ async def test_tries_are_bounded(echo: Server, decoupled: bool):
         async def attempt() -> None:
             nonlocal tries
             tries += 1
-            pending = await line.submit("echo", wait(1), TIMEOUT_S)
+            pending = await line.submit("echo", wait(2), TIMEOUT_S)
             await asyncio.sleep(0.3)
             proxy.reset()
             await pending.result()
@@ -277,8 +292,7 @@ async def test_tries_are_bounded(echo: Server, decoupled: bool):
         with pytest.raises(ServerLostError):
             await retrying(attempt, deadline=asyncio.get_running_loop().time() + TIMEOUT_S)
         assert tries == TRIES
-        await asyncio.sleep(1)  # the server works on for streams that are gone, and its queue holds but two requests
-        assert (await line.call("echo", wait(0), TIMEOUT_S))["PARAMETERS"].size == 1
+        assert (await past_the_queue(line))["PARAMETERS"].size == 1  # the server works on for streams that are gone
         assert line.reopened == TRIES
 
 
@@ -299,11 +313,10 @@ async def test_a_server_that_is_gone_fails_everything_together_and_then_at_once(
         started = time.monotonic()
         ended = await asyncio.gather(*(end(*pair) for pair in zip((one, two), under_way, strict=True)))
         assert min(ended) - started >= 1.4 and max(ended) - min(ended) < 1 and max(ended) - started < 6
-        started = time.monotonic()
         for line in (one, two):
             with pytest.raises(ServerLostError):
-                await retrying(lambda: line.call("echo", wait(0), TIMEOUT_S), deadline=loop.time() + TIMEOUT_S)  # noqa: B023
-        assert time.monotonic() - started < 0.1
+                async with asyncio.timeout(0):  # it waits for nothing at all
+                    await retrying(lambda: line.call("echo", wait(0), TIMEOUT_S), deadline=loop.time() + TIMEOUT_S)  # noqa: B023
 
 
 async def test_a_line_that_rested_while_the_server_was_away_for_long_asks_before_it_gives_up(echo: Server):
@@ -314,7 +327,9 @@ async def test_a_line_that_rested_while_the_server_was_away_for_long_asks_before
     ):
         await line.call("echo", wait(0), TIMEOUT_S)
         proxy.reset()
+        async with asyncio.timeout(TIMEOUT_S):
+            while line.lost is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
         await asyncio.sleep(0.6)
-        assert line.lost is not None
         assert (await line.call("echo", wait(0), TIMEOUT_S))["PARAMETERS"].size == 1
         assert line.reopened == 1
