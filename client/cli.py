@@ -10,6 +10,7 @@ import asyncio
 import json
 import signal
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -60,7 +61,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Dub a video or a live stream into another language, with moving lips, through a Triton Inference Server.",
     epilog="Exit codes: 0 done; 2 the input or this machine cannot be used; 3 the server failed; 130 interrupted; "
-    "`verify`: 4 not marked, 5 changed since, 6 tags only; `serve`: 4 a model died, 5 streams were cut off.",
+    "`verify`: 4 not marked, 5 changed since, 6 tags only; `serve`: 4 a model died, 5 streams were cut off; "
+    "`drain`: 5 not empty in time; `probe`: 1 not so.",
 )
 app.add_typer(export_app, name="export")
 app.command("fetch")(fetch)
@@ -72,6 +74,20 @@ app.command("verify")(verify)
 app.command("serve")(serve)
 app.command("probe")(probe)
 app.command("drain")(drain)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"polylip {metadata.version('polylip')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit")
+    ] = False,
+) -> None: ...
 
 
 @app.command()

@@ -161,13 +161,18 @@ def pairs_of(abilities: ProfileAbilities) -> list[Pair]:
 
 
 def require_pair(abilities: ProfileAbilities, source: str, target: str) -> Pair:
-    """The pair of two shared codes, ready or not. Raises UnsupportedError that says which engine cannot do it."""
+    """The pair of two shared codes, ready or not. Raises UnsupportedError that says which engine cannot do it.
+
+    It names the profiles whose engines can.
+    """
     require_source(abilities, source)
     require_target(abilities, target)
     way = _way(abilities, source, target) if source != target else None
     if way is None:
         supported = [(pair.source, pair.target) for pair in pairs_of(abilities)]
-        raise UnsupportedError(unsupported_pair(abilities.translates.engine, source, target, supported))
+        others = [name for name in profiles() if _way(profile_abilities(name, look=False), source, target)]
+        remedy = f"other profiles can: {', '.join(others)}" if others and source != target else ""
+        raise UnsupportedError(unsupported_pair(abilities.translates.engine, source, target, supported, remedy))
     return way
 
 

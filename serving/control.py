@@ -15,7 +15,7 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +93,17 @@ def _choose(port: int | None) -> tuple[Path, Status]:
         for path, status in found.items():
             if status.grpc_port == port:
                 return path, status
-        raise ControlError(f"no `polylip serve` with gRPC port {port} runs here as this user")
+        others = f"; those found have {_ports(found.values())}" if found else ""
+        raise ControlError(f"no `polylip serve` with gRPC port {port} of this user is found in {_state_dir()}{others}")
     if len(found) == 1:
         return next(iter(found.items()))
     if not found:
         raise ControlError(f"no `polylip serve` of this user is found in {_state_dir()}; start one first")
-    ports = ", ".join(str(status.grpc_port) for status in found.values())
-    raise ControlError(f"several servers run here; choose one with --grpc-port: {ports}")
+    raise ControlError(f"several servers run here; choose one with --grpc-port: {_ports(found.values())}")
+
+
+def _ports(found: Iterable[Status]) -> str:
+    return ", ".join(str(status.grpc_port) for status in found)
 
 
 def _supervisors() -> Iterator[tuple[Path, Status]]:

@@ -120,10 +120,10 @@ def unsupported_target(engine: str, given: str, supported: Iterable[str]) -> str
 def unsupported_pair(
     engine: str, source: str, target: str, supported: Iterable[tuple[str, str]], remedy: str = ""
 ) -> str:
-    """One line for a pair that a translator cannot do here; `remedy` is the command that would bring it."""
+    """One line for a pair that a translator cannot do here; `remedy` says what would bring it."""
     pairs = listed(f"{a}->{b}" for a, b in supported)
-    run = f"; to add it, run: {remedy}" if remedy else ""
-    return f"language pair {source}->{target} is not supported by {engine} here; supported: {pairs}{run}"
+    way = f"; {remedy}" if remedy else ""
+    return f"language pair {source}->{target} is not supported by {engine} here; supported: {pairs}{way}"
 
 
 def listed(items: Iterable[str]) -> str:

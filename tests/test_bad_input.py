@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,12 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def good_clip(tmp_path: Path) -> Path:
     return make_clip(tmp_path / "good.mp4", sound=noise(3))
+
+
+def test_the_command_tells_its_version_and_exit_codes():
+    told = [subprocess.check_output([*POLYLIP, option], text=True) for option in ("--version", "--help")]
+    assert told[0] == f"polylip {metadata.version('polylip')}\n"
+    assert "--version" in told[1] and all(name in told[1] for name in ("`serve`: 4", "`drain`: 5", "`probe`: 1"))
 
 
 def test_a_missing_file_is_refused(tmp_path: Path, out: Path):

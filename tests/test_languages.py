@@ -147,7 +147,7 @@ def test_messages_name_the_language_and_cut_long_lists():
         "target language 'fi' (Finnish) has no voice in xtts-v2; supported: ar, cs"
     )
     assert unsupported_pair("apertium", "en", "fi", [("en", "es"), ("en", "ca")]).endswith("supported: en->ca, en->es")
-    assert unsupported_pair("apertium", "en", "ca", [], "apt-get x").endswith("none; to add it, run: apt-get x")
+    assert unsupported_pair("apertium", "en", "ca", [], "run apt-get x").endswith("none; run apt-get x")
     line = listed(sorted(table.ESPEAK))
     assert line.count(",") == LISTED
     assert line.endswith("... (polylip languages shows all)")
@@ -335,6 +335,7 @@ def test_the_command_answers_yes_and_no_with_its_exit_code(weights: Path, polyli
     ("options", "cause"),
     [
         (("--from", "en", "--to", "fi"), "language pair en->fi is not supported by apertium here; supported: en->"),
+        (("--from", "en", "--to", "de"), "; other profiles can: cpu"),
         (("--from", "fi", "--json"), "source language 'fi' (Finnish) is not supported by pocketsphinx"),
         (("--to", "yo"), "target language 'yo' (Yoruba) has no voice in espeak-ng"),
         (("--to", "fi"), "apertium has no pair to fi"),

@@ -219,7 +219,7 @@ async def test_the_id_of_a_live_stream_is_taken(client: Client, server: Server, 
 
 
 def test_what_cannot_be_used_is_said_in_one_line(client: Client, tmp_path: Path):
-    nowhere = ("--to", "es", "-o", tmp_path / "out", "--url", "127.0.0.1:1")
+    nowhere, read = ("--to", "es", "-o", tmp_path / "out", "--url", "127.0.0.1:1"), "--read-response"
     (tmp_path / "segment.json").write_text('{"audio": "audio.wav", "frames": [], "frame_ms": [0.5], "audio_ms": 0}')
     (tmp_path / "not.pem").write_text("no certificate")
     for words, code, pattern in (
@@ -229,7 +229,7 @@ def test_what_cannot_be_used_is_said_in_one_line(client: Client, tmp_path: Path)
         ((), 2, "give a segment folder; --help"),
         ((GOLDEN, "-o", "out"), 2, "give --to LANGUAGE"),
         ((GOLDEN, "--to", "es"), 2, "give -o OUT"),
-        ((GOLDEN, *nowhere, "--nope"), 2, "-nope"),
+        ((GOLDEN, *nowhere, "--nope"), 2, "-nope.*; --help lists the options"),
         ((GOLDEN, *nowhere, "--format", "png"), 2, "--format png: give raw or jpeg"),
         ((GOLDEN, *nowhere, "--timeout", "0"), 2, "--timeout 0: give seconds"),
         ((GOLDEN, *nowhere, "--sequence-id", "0"), 2, "--sequence-id 0: give a whole number"),
@@ -237,19 +237,20 @@ def test_what_cannot_be_used_is_said_in_one_line(client: Client, tmp_path: Path)
         ((GOLDEN, *nowhere, "--tls-ca", tmp_path / "not.pem"), 2, "TLS"),
         ((GOLDEN, *nowhere, "--tls-ca", tmp_path / "none.pem"), 2, "none.pem"),
         ((GOLDEN, *nowhere, "--tls-key", tmp_path / "not.pem"), 2, "--tls-cert and --tls-key belong together"),
-        (("--read-response", GOLDEN / "audio.wav", "-o", tmp_path), 2, "audio.wav: is no "),
-        (("--read-response", GOLDEN / "request.bin", "-o", tmp_path), 2, "request.bin: is no "),
+        ((read, GOLDEN / "audio.wav", "-o", tmp_path), 2, "audio.wav: is no "),
+        ((read, GOLDEN / "request.bin", "-o", tmp_path), 2, "request.bin: is no "),
+        ((read, GOLDEN / "response.bin", "-o", "/proc/x"), 2, "/proc/x: cannot be written .*; name another folder"),
+        ((GOLDEN, *nowhere[:-1], "18001"), 2, "'18001' is not host:port, for example: "),
     ):
         assert_one_line(client.run(*words), code, pattern)
 
 
 def test_the_help_names_every_option(client: Client):
     done = client.run("--help")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr, "Exit codes" in done.stdout) == (0, "", True)
     assert {"--to", "--out", "--url", "--format", "--timeout", "--tls-ca", "--golden", "--read-response"} <= set(
         re.findall(r"--[a-z-]+", done.stdout)
     )
-    assert "Exit codes" in done.stdout
 
 
 def test_the_tests_and_checks_of_the_languages_pass(clients: dict[str, Client], server: Server):

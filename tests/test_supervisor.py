@@ -211,6 +211,8 @@ def test_several_servers_are_told_apart_by_their_port(resting: Supervised):
         unclear = light_probe(resting.state_dir)
         assert unclear[0] == 1 and "choose one with --grpc-port: " in unclear[1]
         assert str(port) in unclear[1] and other_port in unclear[1]
+        code, said = light_probe(resting.state_dir, "--grpc-port", "1")
+        assert code == 1 and "with gRPC port 1 of this user" in said and str(port) in said and other_port in said
         assert resting.ask("drain", "--grpc-port", other_port).returncode == 0
         assert other.ended()[0] == Exit.STOPPED
     assert light_probe(resting.state_dir, "--grpc-port", str(port)) == (0, "")

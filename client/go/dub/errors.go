@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
@@ -79,9 +78,6 @@ func ReadError(message string) *Error {
 // readLoss says why a call has failed, with everything on it.
 func readLoss(url string, err error) *Error {
 	said := status.Convert(err)
-	if said.Code() == codes.DeadlineExceeded {
-		return &Error{Code: Deadline, Message: fmt.Sprintf("the server at %s did not answer in time", url)}
-	}
 	detail := fmt.Sprintf("%s: %s", said.Code(), firstLine(said.Message()))
 	return &Error{Code: ServerLost, Message: fmt.Sprintf("no connection to a tritonserver at %s (%s)", url, detail)}
 }

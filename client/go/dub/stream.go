@@ -10,13 +10,16 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
 	"strconv"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"polylip/inference"
@@ -86,8 +89,11 @@ func NewSequenceID() (int64, error) {
 	}
 }
 
-// Open connects. The error is an *Error where no server answers.
+// Open connects to host:port. The error is an ErrInput where that is none, an *Error where no server answers.
 func Open(url string, options Options) (*Stream, error) {
+	if host, port, err := net.SplitHostPort(url); err != nil || host == "" || !isPort(port) {
+		return nil, inputError("'%s' is not host:port, for example: 127.0.0.1:8001", url)
+	}
 	if options.Timeout == 0 {
 		options.Timeout = defaultTimeout
 	}
@@ -131,6 +137,11 @@ func Open(url string, options Options) (*Stream, error) {
 	return stream, nil
 }
 
+func isPort(text string) bool {
+	port, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && port > 0
+}
+
 func (s *Stream) begin(ctx context.Context) error {
 	service := inference.NewGRPCInferenceServiceClient(s.connection)
 	patience := connectTimeout
@@ -140,6 +151,9 @@ func (s *Stream) begin(ctx context.Context) error {
 	connecting, done := context.WithTimeout(ctx, patience)
 	defer done()
 	reply, err := service.ServerReady(connecting, &inference.ServerReadyRequest{})
+	if status.Code(err) == codes.DeadlineExceeded {
+		return &Error{Code: Deadline, Message: fmt.Sprintf("the server at %s did not answer within %v", s.url, patience)}
+	}
 	if err != nil {
 		return readLoss(s.url, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strings"
 	"testing"
 	"time"
 )
@@ -34,6 +35,14 @@ func TestErrorsAreReadAsTheProtocolSays(t *testing.T) {
 		}
 		if read := ReadError(expected.text); *read != (Error{expected.code, message, expected.retry}) {
 			t.Errorf("%q is read as %+v", expected.text, *read)
+		}
+	}
+}
+
+func TestWhatIsNoAddressIsRefusedBeforeAnythingIsSent(t *testing.T) {
+	for _, text := range []string{"", "8001", "localhost", ":8001", "http://127.0.0.1:8001", "127.0.0.1:0", "a:65536", "::1:1"} {
+		if _, err := Open(text, Options{}); !errors.Is(err, ErrInput) || !strings.Contains(err.Error(), "'"+text+"'") {
+			t.Errorf("%q: %v", text, err)
 		}
 	}
 }

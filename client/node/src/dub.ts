@@ -21,7 +21,7 @@ const HELP = `Dub a segment folder: translated voice and new mouths from a trito
 A segment folder holds segment.json, the sound and the pictures; "polylip segment CLIP -o FOLDER" cuts one.
 OUT gets answer.json, voice.wav, and mouth-00000.png and so on (.jpg with --format jpeg), in place of an older answer.
 
-  --to LANGUAGE          language to speak, ISO 639-1: es
+  --to LANGUAGE          language to speak: es, es-MX, Spanish
   -o, --out OUT          folder for the answer; made where it is not there
   --url HOST:PORT        gRPC endpoint of the server                    [127.0.0.1:8001]
   --format raw|jpeg      mouths without loss, or as small JPEGs         [raw]
@@ -40,6 +40,7 @@ OUT gets answer.json, voice.wav, and mouth-00000.png and so on (.jpg with --form
 Exit codes: 0 dubbed, or nothing was said; 2 the input cannot be used; 3 the server did not do it.
 `;
 
+const SERVER_HINT = "; start a server with: polylip serve, or check --url (its gRPC port) and the TLS options";
 const UNUSABLE = 2;
 const SERVER = 3;
 // Statuses of docs/protocol.md.
@@ -223,12 +224,16 @@ async function main(): Promise<number> {
   } catch (error) {
     if (error instanceof DubError) {
       const wait = error.retryAfterMs ? `; try again in ${error.retryAfterMs / 1000} s` : "";
-      const start = error.code === "server_lost" ? "; start a server with: polylip serve" : "";
+      const start = error.code === "server_lost" ? SERVER_HINT : "";
       complain(`${error.code}: ${error.message}${wait}${start}`);
       return SERVER;
     }
-    if (error instanceof InputError || (error as NodeJS.ErrnoException).code?.startsWith("ERR_PARSE_ARGS")) {
+    if (error instanceof InputError) {
       complain(oneLine(error));
+      return UNUSABLE;
+    }
+    if ((error as NodeJS.ErrnoException).code?.startsWith("ERR_PARSE_ARGS")) {
+      complain(`${oneLine(error).split(". ", 1)[0]}; --help lists the options`);
       return UNUSABLE;
     }
     throw error; // a fault of this program: with its traceback

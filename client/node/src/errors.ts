@@ -55,9 +55,6 @@ export function readError(message: string): DubError {
 
 /** The call itself has failed: everything on it is lost. */
 export function readLoss(url: string, error: ServiceError): DubError {
-  if (error.code === status.DEADLINE_EXCEEDED) {
-    return new DubError("deadline", `the server at ${url} did not answer in time`);
-  }
-  const line = error.details.split("\n", 1)[0] ?? "";
+  const line = error.details.split("\n", 1)[0]?.replace(/\W*Resolution note:\s*$/, "");
   return new DubError("server_lost", `no connection to a tritonserver at ${url} (${status[error.code]}: ${line})`);
 }

@@ -1,7 +1,7 @@
 // A segment as plain files in, an answer as plain files out. The layout is in docs/clients.md.
 
-import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
 
 import { PNG } from "pngjs";
 
@@ -87,7 +87,7 @@ export function writeAnswer(answer: Answer, folder: string): void {
   const mouth = (index: number, ending: string): string =>
     join(folder, `mouth-${String(index).padStart(5, "0")}.${ending}`);
   try {
-    mkdirSync(folder, { recursive: true });
+    makeFolder(resolve(folder));
     // An answer that is there may have more mouths, or others.
     readdirSync(folder)
       .filter((name) => OF_ANSWER.test(name))
@@ -98,6 +98,14 @@ export function writeAnswer(answer: Answer, folder: string): void {
     writeFileSync(join(folder, "answer.json"), JSON.stringify(fields(answer), null, 2) + "\n");
   } catch (error) {
     throw new InputError(`${folder}: cannot be written (${oneLine(error)}); name another folder`);
+  }
+}
+
+/** mkdirSync with `recursive` never ends where a folder that is there lets none be made in it: /proc (Node 20). */
+function makeFolder(folder: string): void {
+  if (!existsSync(folder)) {
+    makeFolder(dirname(folder));
+    mkdirSync(folder);
   }
 }
 

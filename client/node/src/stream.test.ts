@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
 
-import { DubError, DubStream, EMPTY, newSequenceId, readError, readSegmentFolder } from "./index.js";
+import { DubError, DubStream, EMPTY, InputError, newSequenceId, readError, readSegmentFolder } from "./index.js";
 import { inferRequest } from "./messages.js";
 
 const url = process.env["POLYLIP_URL"];
@@ -27,6 +27,13 @@ test("errors are read as the protocol says", () => {
   for (const [text, code, retry, message] of cases) {
     const error = readError(text);
     assert.deepEqual([error.code, error.retryAfterMs, error.message], [code, retry, message || text]);
+  }
+});
+
+test("what is no address is refused before anything is sent", async () => {
+  for (const text of ["", "8001", "localhost", ":8001", "http://127.0.0.1:8001", "127.0.0.1:0", "a:65536", "::1:1"]) {
+    const opened = DubStream.open(text, { sourceLanguage, targetLanguage: "es" });
+    await assert.rejects(opened, (error) => error instanceof InputError && error.message.includes(`'${text}'`));
   }
 });
 

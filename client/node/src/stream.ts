@@ -2,10 +2,10 @@
 
 import { randomBytes, randomUUID } from "node:crypto";
 
-import { credentials, Metadata } from "@grpc/grpc-js";
+import { credentials, Metadata, status } from "@grpc/grpc-js";
 import type { ChannelCredentials, ClientDuplexStream, ServiceError } from "@grpc/grpc-js";
 
-import { DubError, readError, readLoss } from "./errors.js";
+import { DubError, InputError, readError, readLoss } from "./errors.js";
 import { EMPTY, inferRequest, readAnswer, Service } from "./messages.js";
 import type { Answer, InferRequest, Options, Segment, ServiceClient, StreamResponse } from "./messages.js";
 
@@ -13,6 +13,7 @@ const MAX_ANSWER_BYTES = 64 * 1024 * 1024; // gRPC refuses answers over 4 MiB un
 const CONNECT_MS = 5_000;
 const CLOSE_MS = 2_000; // for a server with nothing left to answer to end the call
 const TIMEOUT_MS = 30_000; // of a segment; one takes 1 to 3 s on two cores
+const MAX_PORT = 65_535;
 const AHEAD = 2; // segments on their way at once, in `dub`
 
 export interface StreamOptions extends Options {
@@ -55,8 +56,9 @@ export class DubStream {
   private finished = false; // END is sent
   private lost: DubError | undefined;
 
-  /** Connects. Rejects with DubError where no server answers. */
+  /** Connects to host:port. Rejects with InputError where that is none, with DubError where no server answers. */
   static async open(url: string, options: StreamOptions): Promise<DubStream> {
+    requireAddress(url);
     const client = new Service(url, options.credentials ?? credentials.createInsecure(), {
       "grpc.max_receive_message_length": MAX_ANSWER_BYTES,
       "grpc.max_send_message_length": -1,
@@ -214,10 +216,20 @@ export class DubStream {
   }
 }
 
+/** gRPC would take what is none for a name, and look for its server until the deadline. */
+function requireAddress(url: string): void {
+  const port = /^(?:\[[0-9A-Fa-f:.]+\]|[^\s/:[\]]+):(\d{1,5})$/.exec(url)?.[1];
+  if (!(Number(port) > 0 && Number(port) <= MAX_PORT)) {
+    throw new InputError(`'${url}' is not host:port, for example: 127.0.0.1:8001`);
+  }
+}
+
 function serverReady(client: ServiceClient, url: string, metadata: Metadata, timeoutMs: number): Promise<void> {
   return new Promise((resolve, reject) => {
     const done = (error: ServiceError | null, reply?: { ready: boolean }): void => {
-      if (error !== null) {
+      if (error?.code === status.DEADLINE_EXCEEDED) {
+        reject(new DubError("deadline", `the server at ${url} did not answer within ${timeoutMs / 1000} s`));
+      } else if (error !== null) {
         reject(readLoss(url, error));
       } else if (!reply?.ready) {
         reject(new DubError("server_lost", `the tritonserver at ${url} is not ready`));

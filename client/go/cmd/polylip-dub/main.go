@@ -26,7 +26,7 @@ const help = `Dub a segment folder: translated voice and new mouths from a trito
 A segment folder holds segment.json, the sound and the pictures; "polylip segment CLIP -o FOLDER" cuts one.
 OUT gets answer.json, voice.wav, and mouth-00000.png and so on (.jpg with --format jpeg), in place of an older answer.
 
-  --to LANGUAGE          language to speak, ISO 639-1: es
+  --to LANGUAGE          language to speak: es, es-MX, Spanish
   -o, --out OUT          folder for the answer; made where it is not there
   --url HOST:PORT        gRPC endpoint of the server                    [127.0.0.1:8001]
   --format raw|jpeg      mouths without loss, or as small JPEGs         [raw]
@@ -115,8 +115,10 @@ func parse(words []string) (arguments, error) {
 	flags.BoolVar(&given.golden, "golden", false, "")
 	// The package flag ends at the first word that is no option; options may come behind the folder too.
 	for rest := words; ; {
-		if err := flags.Parse(rest); err != nil {
+		if err := flags.Parse(rest); errors.Is(err, flag.ErrHelp) {
 			return given, err
+		} else if err != nil {
+			return given, fmt.Errorf("%v; --help lists the options", err)
 		}
 		if flags.NArg() == 0 {
 			break
@@ -272,7 +274,7 @@ func refuse(err error) int {
 		wait = fmt.Sprintf("; try again in %v", failed.RetryAfter)
 	}
 	if failed.Code == dub.ServerLost {
-		wait += "; start a server with: polylip serve"
+		wait += "; start a server with: polylip serve, or check --url (its gRPC port) and the TLS options"
 	}
 	complain("%v%s", failed, wait)
 	return exitServer
