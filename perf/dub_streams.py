@@ -208,7 +208,7 @@ def markdown(result: Result) -> str:
             f"- Memory of the server in the middle and the last third: {memory['middle']:.0f} and "
             f"{memory['last']:.0f} MiB; shared memory {shm['middle']:.1f} and {shm['last']:.1f} MiB.",
             f"- Of {offered['streams']} streams on {offered['slots']} slots {offered['streams_refused']} were refused, "
-            f"each within {offered['refused_max_s']:.2f} s; the others were served.",
+            f"each within {1000 * offered['refused_max_s']:.0f} ms; the others were served.",
             f"- Rolling restart of {rolling['servers']} servers: {rolling['broken_streams']} broken streams, "
             f"{rolling['resent']} tries to send a segment again, "
             f"exit codes of `polylip drain` {rolling['drain_exits']}.",
