@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from kubernetes_tools import Object, containers, of_kind, pods
+from kubernetes_tools import Object, containers, containers_of, of_kind, pods
 
 Policy = Callable[[Sequence[Object]], Iterator[str]]
 
@@ -122,7 +122,7 @@ def images_are_of_one_version(objects: Sequence[Object]) -> Iterator[str]:
 def what_is_written_is_mounted(objects: Sequence[Object]) -> Iterator[str]:
     for owner, pod in pods(objects):
         volumes = {volume["name"] for volume in pod.get("volumes", [])}
-        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+        for container in containers_of(pod):
             mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts", [])}
             for mount in mounts.values():
                 if mount["name"] not in volumes:
@@ -135,15 +135,14 @@ def what_is_written_is_mounted(objects: Sequence[Object]) -> Iterator[str]:
 
 def shared_memory_fits(objects: Sequence[Object], size_mib: Callable[[str], int]) -> Iterator[str]:
     """`size_mib`: what a profile needs."""
-    for owner, pod in pods(objects):
-        for container in filter(serves, pod["containers"]):
-            name = next((m["name"] for m in container["volumeMounts"] if m["mountPath"] == SHM), None)
-            volume = next((v.get("emptyDir", {}) for v in pod["volumes"] if v["name"] == name), {})
-            needed = size_mib(settings_of(container, objects)["POLYLIP_PROFILE"])
-            if volume.get("medium") != "Memory" or quantity(volume.get("sizeLimit", "0")) != needed * 2**20:
-                yield f"{owner} has {volume} for /dev/shm, and its profile needs {needed}Mi"
-            if quantity(container["resources"]["limits"]["memory"]) < 4 * needed * 2**20:
-                yield f"{owner} has little memory beside its shared memory, which counts as the container's"
+    for owner, pod, container in servers(objects):
+        name = next((m["name"] for m in container["volumeMounts"] if m["mountPath"] == SHM), None)
+        volume = next((v.get("emptyDir", {}) for v in pod["volumes"] if v["name"] == name), {})
+        needed = size_mib(settings_of(container, objects)["POLYLIP_PROFILE"])
+        if volume.get("medium") != "Memory" or quantity(volume.get("sizeLimit", "0")) != needed * 2**20:
+            yield f"{owner} has {volume} for /dev/shm, and its profile needs {needed}Mi"
+        if quantity(container["resources"]["limits"]["memory"]) < 4 * needed * 2**20:
+            yield f"{owner} has little memory beside its shared memory, which counts as the container's"
 
 
 def references_lead_somewhere(objects: Sequence[Object]) -> Iterator[str]:
@@ -184,6 +183,13 @@ def _references(item: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def serves(container: Object) -> bool:
     """Whether it is a server."""
     return list(container.get("args", []))[:2] == ["polylip", "serve"]
+
+
+def servers(objects: Sequence[Object]) -> Iterator[tuple[str, Object, Object]]:
+    """Owner, pod and container of every server."""
+    for owner, pod in pods(objects):
+        for container in filter(serves, pod["containers"]):
+            yield owner, pod, container
 
 
 def options_of(container: Object) -> dict[str, str]:

@@ -97,10 +97,21 @@ def of_kind(objects: Sequence[Object], *kinds: str) -> Iterator[Object]:
     return (item for item in objects if item["kind"] in kinds)
 
 
+def template_of(item: Object) -> Object:
+    """What a Pod is, and what a Deployment or Job makes pods of."""
+    template: Object = item if item["kind"] == "Pod" else item["spec"]["template"]
+    return template
+
+
 def pod_of(item: Object) -> Object:
     """The pod's spec in a Pod, Deployment or Job."""
-    spec: Object = item["spec"] if item["kind"] == "Pod" else item["spec"]["template"]["spec"]
+    spec: Object = template_of(item)["spec"]
     return spec
+
+
+def containers_of(pod: Object) -> list[Object]:
+    """Those of a pod's spec, first those that run before the others."""
+    return [*pod.get("initContainers", []), *pod["containers"]]
 
 
 def pods(objects: Sequence[Object]) -> Iterator[tuple[str, Object]]:
@@ -112,7 +123,7 @@ def pods(objects: Sequence[Object]) -> Iterator[tuple[str, Object]]:
 def containers(objects: Sequence[Object]) -> Iterator[tuple[str, Object]]:
     """Name and spec of every container, of those that run before the others too."""
     for owner, pod in pods(objects):
-        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+        for container in containers_of(pod):
             yield f"{owner}, container {container['name']}", container
 
 

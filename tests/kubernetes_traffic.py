@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from kubernetes_policies import Policy, options_of, quantity, serves
-from kubernetes_tools import ROOT, Object, of_kind, pods
+from kubernetes_policies import Policy, options_of, quantity, servers
+from kubernetes_tools import ROOT, Object, of_kind, template_of
 
 from polylip.client.triton import STREAM_ID_KEY
 from polylip.serving import control
@@ -24,13 +24,6 @@ KUBELET_S = 10.0  # for the rest of a pod's end
 HOUR_S = 3600.0
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": HOUR_S}
 NEVER_PROCESSED = {"connect-failure", "refused-stream"}  # may be sent again: no server has begun
-
-
-def servers(objects: Sequence[Object]) -> Iterator[tuple[str, Object, Object]]:
-    """Owner, pod and container of every server."""
-    for owner, pod in pods(objects):
-        for container in filter(serves, pod["containers"]):
-            yield owner, pod, container
 
 
 def servers_are_probed(objects: Sequence[Object]) -> Iterator[str]:
@@ -107,8 +100,7 @@ def selectors_find_pods(objects: Sequence[Object]) -> Iterator[str]:
 
 
 def _selects(selector: Object, workload: Object) -> bool:
-    metadata = workload["metadata"] if workload["kind"] == "Pod" else workload["spec"]["template"]["metadata"]
-    labels = metadata.get("labels", {})
+    labels = template_of(workload)["metadata"].get("labels", {})
     return all(labels.get(name) == value for name, value in (selector.get("matchLabels") or {}).items())
 
 

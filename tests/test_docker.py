@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -11,12 +10,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import grpc
 import numpy as np
 import pytest
 from conftest import REPOSITORY, shared_memory_of
+from docker_programs import DOCKER, program
 from ruamel.yaml import YAML
 from tritonclient.grpc import service_pb2_grpc
 
@@ -29,7 +28,6 @@ from polylip.serving.probe import is_ready
 from polylip.serving.runtime import PYTHON, find_runtime, prepare_backends, require_backend
 
 ROOT = Path(__file__).parents[1]
-DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 COMPOSE = YAML(typ="safe").load(DOCKER / "compose.yaml")
 SERVICES = COMPOSE["services"]
@@ -37,17 +35,8 @@ OLDEST_RELEASE = 26.07  # the first with the server's security fixes
 BIN = Path(sys.executable).parent
 
 
-def script(name: str) -> ModuleType:
-    """A program of docker/, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"docker_{name}", DOCKER / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-shm = script("shm")
-entrypoint = script("entrypoint")
+shm = program("shm")
+entrypoint = program("entrypoint")
 
 
 @pytest.mark.parametrize(

@@ -5,18 +5,17 @@ That the checks can fail is in test_kubernetes_mutations.py.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import click
 import pytest
 import typer
-from kubernetes_policies import POD_POLICIES, YOURS, serves, settings_of, shared_memory_fits
+from docker_programs import program
+from kubernetes_policies import POD_POLICIES, YOURS, servers, serves, settings_of, shared_memory_fits
 from kubernetes_tools import (
     KUBERNETES,
     ROOT,
@@ -31,7 +30,7 @@ from kubernetes_tools import (
     renderers,
     schema_problems,
 )
-from kubernetes_traffic import TRAFFIC_POLICIES, hook_of, servers
+from kubernetes_traffic import TRAFFIC_POLICIES, hook_of
 
 from polylip.client.cli import app
 from polylip.serving import control
@@ -54,16 +53,7 @@ DOCS = (ROOT / "docs" / "kubernetes.md").read_text()
 MONITORING = ROOT / "docker" / "monitoring"
 
 
-def script(path: Path) -> ModuleType:
-    """A program of docker/, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"docker_{path.stem}", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-shm = script(ROOT / "docker" / "shm.py")
+shm = program("shm")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -202,7 +192,7 @@ def test_the_gateways_numbers_are_those_of_the_proxy():
 
 def test_rules_and_dashboard_are_the_files_of_monitoring():
     objects = render("overlays/full")
-    rule = script(KUBERNETES / "prometheus_rule.py")
+    rule = program("kubernetes/prometheus_rule")
     assert (MONITORING / "prometheus-rule.yaml").read_text() == rule.prometheus_rule(
         (MONITORING / "rules.yaml").read_text()
     ), "run: python docker/kubernetes/prometheus_rule.py"

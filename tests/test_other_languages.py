@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -20,6 +19,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+from docker_programs import program
 from echo import until_ready
 from pki import SERVER_NAME, Pki, make_pki
 from tritonclient.grpc import service_pb2
@@ -39,17 +39,6 @@ CLIENTS = Path(__file__).parents[1] / "client"
 NODE, GO = CLIENTS / "node", CLIENTS / "go"
 BUILD_S = 170.0  # from nothing on two busy cores; 25 s on idle ones, 2 s where it was built before
 RUN_S = 60.0
-GOCODE = Path("/usr/share/gocode/src/google.golang.org")
-# What is looked for -> the Debian package that has it.
-PROGRAMS = {
-    "node": "nodejs",
-    "npm": "npm",
-    "go": "golang-go",
-    "protoc": "protobuf-compiler",
-    "protoc-gen-go": "protoc-gen-go",
-    "protoc-gen-go-grpc": "protoc-gen-go-grpc",
-}
-FOLDERS = {GOCODE / "grpc": "golang-google-grpc-dev", GOCODE / "protobuf": "golang-google-protobuf-dev"}
 ALL_TOOLS = ("CI", "POLYLIP_ALL_TOOLS")  # with one of these set, a missing tool is a failure
 DEADLINE_S = 5.0  # of an empty segment, which takes 10 ms; and of a frozen server
 # It stands in for `dub` where only the way there is tested, and says what came.
@@ -98,9 +87,7 @@ class Client:
 @pytest.fixture(scope="session")
 def clients() -> dict[str, Client]:
     """Both, built by the commands that docs/clients.md names."""
-    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
-    missing += [package for folder, package in FOLDERS.items() if not folder.is_dir()]
-    if missing:
+    if missing := program("debian_packages").missing_for_clients():
         remedy = f"the clients in Node and Go need Debian packages: apt-get install {' '.join(missing)}"
         if any(os.environ.get(name) for name in ALL_TOOLS):
             pytest.fail(remedy, pytrace=False)

@@ -23,7 +23,7 @@ spec:
 
 def prometheus_rule(rules: str) -> str:
     """The object that holds a file of rules, comments included."""
-    return HEADER + indent(rules.removeprefix("---\n"), "  ")
+    return HEADER + indent(rules, "  ")
 
 
 if __name__ == "__main__":

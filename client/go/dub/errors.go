@@ -59,9 +59,10 @@ var triton = []struct {
 // ReadError reads the error_message of a response.
 func ReadError(message string) *Error {
 	read := &Error{Code: Fault, Message: firstLine(prefix.ReplaceAllString(message, ""))}
-	for index := len(triton) - 1; index >= 0; index-- {
-		if triton[index].pattern.MatchString(message) {
-			read.Code = triton[index].code
+	for _, said := range triton {
+		if said.pattern.MatchString(message) {
+			read.Code = said.code
+			break
 		}
 	}
 	if found := codeIn.FindStringSubmatch(message); found != nil {

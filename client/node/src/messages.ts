@@ -2,7 +2,7 @@
 
 import { fileURLToPath } from "node:url";
 
-import { loadPackageDefinition, type Client, type ServiceClientConstructor } from "@grpc/grpc-js";
+import { loadPackageDefinition, type ServiceClientConstructor } from "@grpc/grpc-js";
 import { loadSync } from "@grpc/proto-loader";
 
 import { InputError } from "./errors.js";
@@ -53,7 +53,7 @@ export const Service = (
   }
 ).inference.GRPCInferenceService;
 
-export type ServiceClient = InstanceType<typeof Service> & Client;
+export type ServiceClient = InstanceType<typeof Service>;
 
 export type MouthFormat = "jpeg" | "raw";
 export type Fit = "natural" | "tight" | "strict";

@@ -45,11 +45,9 @@ export function newSequenceId(): bigint {
 
 export class DubStream {
   readonly sequenceId: bigint;
-  readonly streamId: string;
   /** Above 0: the server is about to stop. Close this stream and open another within so many milliseconds. */
   moveMs = 0;
 
-  private readonly timeoutMs: number;
   private readonly pending = new Map<string, Pending>();
   private readonly ended: Promise<void>;
   private sent = 0;
@@ -64,17 +62,18 @@ export class DubStream {
       "grpc.max_send_message_length": -1,
       "grpc.enable_http_proxy": 0, // that of the environment is for the web; it knows no server on this machine
       ...(options.serverName === undefined ? {} : { "grpc.ssl_target_name_override": options.serverName }),
-    }) as ServiceClient;
+    });
     const streamId = options.streamId ?? randomUUID();
+    const timeoutMs = options.timeoutMs ?? TIMEOUT_MS;
     const metadata = new Metadata();
     metadata.set("x-stream-id", streamId);
     try {
-      await serverReady(client, url, metadata, Math.min(CONNECT_MS, options.timeoutMs ?? TIMEOUT_MS));
+      await serverReady(client, url, metadata, Math.min(CONNECT_MS, timeoutMs));
     } catch (error) {
       client.close();
       throw error;
     }
-    return new DubStream(client, url, metadata, streamId, options);
+    return new DubStream(client, url, metadata, streamId, timeoutMs, options);
   }
 
   private readonly call: ClientDuplexStream<InferRequest, StreamResponse>;
@@ -83,12 +82,11 @@ export class DubStream {
     private readonly client: ServiceClient,
     private readonly url: string,
     metadata: Metadata,
-    streamId: string,
+    readonly streamId: string,
+    private readonly timeoutMs: number,
     private readonly options: StreamOptions,
   ) {
-    this.streamId = streamId;
     this.sequenceId = options.sequenceId ?? newSequenceId();
-    this.timeoutMs = options.timeoutMs ?? TIMEOUT_MS;
     this.call = client["ModelStreamInfer"]!(metadata) as unknown as typeof this.call;
     this.ended = new Promise((resolve) => {
       this.call.on("data", (response: StreamResponse) => this.take(response));
