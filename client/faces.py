@@ -36,10 +36,10 @@ from polylip.client.timeline import SPILL_MS
 from polylip.client.trace import Stage, Trace
 from polylip.client.triton import Stream
 from polylip.client.wire import Inputs, SequencePosition, new_sequence_id
+from polylip.serving.dub.request import ANALYSIS_HEIGHT, ANALYSIS_WIDTH
 
 UInt8 = npt.NDArray[np.uint8]
 
-ANALYSIS_WIDTH, ANALYSIS_HEIGHT = 640, 360  # fixed, so that engines can be compiled for it
 KEY_FRAMES_PER_CHUNK = 5  # about 1 s: boxes are there long before the segment they belong to has closed
 LOOK_AHEAD_MS = 400  # two key frames: what a smoother gains from knowing more is small
 READ_FRAMES = 10  # decoded per visit to the decoding thread

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PORTS = {"min": 0, "max": 65535}
 STEP_S = 60.0  # between two lines of a supervisor that drains; it looks twice a second
-EXIT_UNWELL, EXIT_CUT_OFF = 1, 5
+EXIT_UNWELL = 1
 
 Models = Annotated[str, typer.Option(help="Only these models, for example: detect,track,faces; or all")]
 GrpcPort = Annotated[int | None, typer.Option(**PORTS, help="Of the server that is meant; by default the only one")]
@@ -120,7 +120,7 @@ def drain(
     Example: polylip drain --timeout 60
     """
     from polylip.serving import control  # noqa: PLC0415
-    from polylip.serving.supervisor import State  # noqa: PLC0415
+    from polylip.serving.supervisor import Exit, State  # noqa: PLC0415
 
     status = None
     try:
@@ -133,7 +133,7 @@ def drain(
     if status is not None and status.state == State.DEAD:
         fail(status.detail, EXIT_SERVER)
     if status is not None and status.streams:
-        fail(f"{status.streams} streams were cut off after {timeout:g} s", EXIT_CUT_OFF)
+        fail(f"{status.streams} streams were cut off after {timeout:g} s", Exit.CUT_OFF)
 
 
 def _left(streams: int | None) -> str:

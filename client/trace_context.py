@@ -15,7 +15,7 @@ SAMPLED = "01"
 
 def trace_id(stream_id: str) -> str:
     """32 hexadecimal digits."""
-    return sha256(stream_id.encode()).hexdigest()[:32]
+    return traceparent(stream_id).split("-")[1]
 
 
 def traceparent(stream_id: str) -> str:

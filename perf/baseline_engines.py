@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from polylip.client.faces import ANALYSIS_HEIGHT, ANALYSIS_WIDTH
 from polylip.client.pending import Outputs, Pending
 from polylip.client.unary import UnaryCalls
 from polylip.client.wire import Inputs, SequencePosition
 from polylip.perf.speech_triton import engine_parameters
 from polylip.serving import steps
+from polylip.serving.dub.request import ANALYSIS_HEIGHT, ANALYSIS_WIDTH
 from polylip.serving.engines import (
     Detector,
     Lips,

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from polylip.client.errors import PolylipError, ServerError
-from polylip.client.faces import ANALYSIS_HEIGHT, ANALYSIS_WIDTH
 from polylip.client.lines import Line
 from polylip.client.segmentation import SPEECH_RATE_HZ
 from polylip.client.triton import TritonClient
 from polylip.client.wire import Inputs, Keepalive, SequencePosition, new_sequence_id, row, rows
 from polylip.perf.capacity_model import Work
 from polylip.perf.streams_search import Outcome, allowed_misses
+from polylip.serving.dub.request import ANALYSIS_HEIGHT, ANALYSIS_WIDTH
 from polylip.serving.engines import Status
 
 WORK = Work()

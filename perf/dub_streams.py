@@ -9,7 +9,7 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from polylip.perf.dub_load import PERIOD_S, DubLedger, DubLoad, play, play_durin
 from polylip.perf.dub_servers import PACES, Member, members
 from polylip.perf.experiment import Result, Setup
 from polylip.perf.paced_repository import paced_repository
-from polylip.perf.steadiness import regions_of
+from polylip.perf.steadiness import MIB, regions_of
 from polylip.serving.launcher import Server, ServerOptions, running_server
 from polylip.serving.runtime import find_model_repository
 
@@ -39,7 +39,6 @@ SERVERS = 3
 DRAIN_S = 60.0
 SETTLE_S = 5.0  # for the proxy to know that a server is back
 SAMPLE_S = 5.0
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -130,19 +129,20 @@ async def _watched(server: Server, load: DubLoad) -> tuple[DubLedger, list[Sampl
 
 def _sample(server: Server, at_s: float) -> Sample:
     processes = psutil.Process(server.guard_pid).children(recursive=True)
-    memory = sum(_each(processes, lambda process: process.memory_full_info().pss))
+    memory = _pss(processes)
     regions = sum(region.st_blocks * 512 for region in regions_of(server.shm_prefix))
     return Sample(at_s, memory / MIB, regions / MIB)
 
 
-def _each(processes: list[psutil.Process], read: Callable[[psutil.Process], int]) -> list[int]:
-    found = []
+def _pss(processes: list[psutil.Process]) -> int:
+    """Bytes of memory, each shared page counted once."""
+    total = 0
     for process in processes:
         try:
-            found.append(read(process))
+            total += int(process.memory_full_info().pss)
         except psutil.Error:  # a child that has just ended
             continue
-    return found
+    return total
 
 
 def _growth(samples: list[Sample]) -> dict[str, Any]:

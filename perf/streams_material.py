@@ -14,13 +14,14 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from polylip.client.faces import ANALYSIS_HEIGHT, ANALYSIS_WIDTH, KEY_FRAMES_PER_CHUNK, LOOK_AHEAD_MS
+from polylip.client.faces import KEY_FRAMES_PER_CHUNK, LOOK_AHEAD_MS
 from polylip.client.key_frames import KeyFrames
 from polylip.client.render import MAX_BATCH
 from polylip.client.segmentation import SPEECH_RATE_HZ
 from polylip.client.wire import Inputs, Tensor
 from polylip.perf.demo_clip import PAUSES_S, SENTENCES, Camera
 from polylip.perf.spoken import read_aloud
+from polylip.serving.dub.request import ANALYSIS_HEIGHT, ANALYSIS_WIDTH
 from polylip.serving.engines.cascade import Cascade
 from polylip.serving.isochrony import Fit
 from polylip.serving.lips_audio import speech_window

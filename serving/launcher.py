@@ -23,6 +23,7 @@ from pathlib import Path
 
 from polylip.serving.doctor import require_ready
 from polylip.serving.drain import read_metrics
+from polylip.serving.dub.admission import DRAIN_FILE_VARIABLE, SLOTS_VARIABLE
 from polylip.serving.errors import EngineError, MissingError
 from polylip.serving.guard import GRACE_S, KILL, PREFIX, RUN_PREFIX, sweep, sweep_stale
 from polylip.serving.plans import link_plans
@@ -53,8 +54,6 @@ READY_POLL_S = 0.1
 NOISE = re.compile(r"CudaDriverHelper|unable to create stream|CUDA driver version")  # of every machine without a GPU
 PORT_TAKEN = re.compile(r"already in use|failed to start \w+ service", re.IGNORECASE)  # what tritonserver logs
 KEPT_LOGS = 50  # of servers that have ended
-DRAIN_FILE_VARIABLE = "POLYLIP_DRAIN_FILE"  # of tritonserver: while the file is there, no new stream is let in
-SLOTS_VARIABLE = "POLYLIP_SLOTS"  # of tritonserver: how many streams it takes at once
 PORT_TRIES = 3  # a port seen free can be taken by another program before the server binds it
 
 

@@ -52,10 +52,10 @@ class Identity:
 
 def make_identity(tls: ServerTls, folder: Path) -> Identity:
     """Writes the authorities that the server is to trust into `folder`. Raises MissingError for files of no use."""
-    certificate, _ = _read(tls.certificate, "certificate"), _read(tls.key, "key")
+    certificate, private = _read(tls.certificate, "certificate"), _read(tls.key, "key")
     try:
         served = x509.load_pem_x509_certificates(certificate)[0]
-        secret = serialization.load_pem_private_key(_read(tls.key, "key"), None)
+        secret = serialization.load_pem_private_key(private, None)
     except (ValueError, TypeError):
         raise MissingError(f"{tls.certificate} or {tls.key} is no PEM file of its kind, or is encrypted") from None
     if secret.public_key() != served.public_key():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from polylip.serving.dub.codes import Refusal, read_refusal
 from polylip.serving.probe import NO_ANSWER, PROBES, probe_model, stub_of
 from polylip.serving.supervisor_identity import Endpoint
 
@@ -22,7 +23,7 @@ TRIES = 3  # in a row without an answer and without progress
 # What tritonserver says of a process that is gone, and of one that it found standing still for a second.
 _STUB = re.compile(r"stub process '(\w+)_\d+_\d+'", re.IGNORECASE)
 # What the gate of `dub` says when its slots are taken, or the server drains: it is well, and others ask the rest.
-_REFUSED = re.compile(r"\bcode=(full|draining)\b")
+_REFUSED = (Refusal.FULL, Refusal.DRAINING)
 SERVER = "tritonserver"
 
 
@@ -103,7 +104,7 @@ class DeepProbe:
         failure = probe_model(stub, route.probe, self._deadline_s)
         if failure is None:
             self._forgive(route.models)
-        if failure is None or _REFUSED.search(failure):
+        if failure is None or read_refusal(failure)[0] in _REFUSED:
             return None
         now = _counts(stub)
         named = _STUB.findall(failure)

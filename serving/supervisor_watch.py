@@ -6,8 +6,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from polylip.serving.guard import PROGRAMS
+
 PROC = Path("/proc")
-SERVER, STUB = "tritonserver", "triton_python_backend_stub"
+SERVER, STUB = PROGRAMS
 _INSTANCE = re.compile(r"(\w+)_\d+_\d+")  # a model's name, its instance group and its number in that
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-import psutil
 import pytest
 from echo import echo_servers, kill, wait
+from live_run import stub
 from material import chunk, face_crop, milliseconds
 from proxy import Proxy
 
@@ -158,9 +158,7 @@ async def test_a_killed_python_model_is_waited_for_once_and_named(echo_server: C
     tries = 0
     async with TritonClient(server.url) as client, client.line() as line:
         await line.call("echo", wait(0), TIMEOUT_S)
-        below = psutil.Process(server.guard_pid).children(recursive=True)
-        [stub] = [process for process in below if "echo_0_0" in process.cmdline()]
-        stub.kill()
+        stub(server, "echo").kill()
 
         async def attempt() -> None:
             nonlocal tries

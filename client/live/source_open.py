@@ -99,7 +99,7 @@ class Opener:
     def stop(self) -> None:
         """Again and again where need be: a listener that has no port yet cannot be woken."""
         self._stopped.set()
-        if self._wire is not None and not self._wire.closed:
+        if self._wire is not None:
             self._wire.wake()
         if self._listen and self._place.scheme != "tcp":
             with contextlib.suppress(OSError, InputError):  # whoever waits for a sender gets one that says nothing

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from polylip.serving.dub.codes import Refusal, RefusedError
 
-SLOTS_VARIABLE = "POLYLIP_SLOTS"
+SLOTS_VARIABLE = "POLYLIP_SLOTS"  # of tritonserver: how many streams it takes at once
 # The server drains while a file of this name is there; it holds the end of the drain, in milliseconds since 1970.
 DRAIN_FILE_VARIABLE = "POLYLIP_DRAIN_FILE"
 RETRY_AFTER_MS = 2000  # a slot is freed when a stream ends; asking more often only costs both sides

@@ -35,7 +35,6 @@ class DubStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-ELSEWHERE = "ask with a new `x-stream-id` on a new connection: a proxy may know another server"
 REFUSALS = {
     Refusal.FULL: (
         "every slot is taken",

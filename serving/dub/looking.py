@@ -36,9 +36,9 @@ def detect(frames: list[UInt8], call: Callable[[UInt8], tuple[Float32, Float32]]
     `call` takes at most DETECT_BATCH frames; where it has found fewer candidates the rest is padded with score 0.
     """
     parts = [call(np.stack(frames[part])) for part in chunks(len(frames), DETECT_BATCH)]
-    widest = max((scores.shape[1] for _, scores in parts), default=0)
-    boxes = [np.pad(b, ((0, 0), (0, widest - b.shape[1]), (0, 0))) for b, _ in parts]
-    scores = [np.pad(s, ((0, 0), (0, widest - s.shape[1]))) for _, s in parts]
     if not parts:
         return np.zeros((0, 0, 4), np.float32), np.zeros((0, 0), np.float32)
+    widest = max(scores.shape[1] for _, scores in parts)
+    boxes = [np.pad(b, ((0, 0), (0, widest - b.shape[1]), (0, 0))) for b, _ in parts]
+    scores = [np.pad(s, ((0, 0), (0, widest - s.shape[1]))) for _, s in parts]
     return np.concatenate(boxes), np.concatenate(scores)

@@ -39,7 +39,7 @@ class TritonPythonModel:
             standing = DubStatus.BAD_FRAMES, str(error)
         if standing[0] is not DubStatus.OK:
             frames, frame_ms, keys = [], frame_ms[:0], []
-            boxes, scores = np.zeros((0, 0, 4), np.float32), np.zeros((0, 0), np.float32)
+            boxes, scores = detect([], _detect)
         numbers = {name: adapter.optional_int(request, name) or 0 for name in ("AUDIO_MS", "MOVE_MS", "FACE_ID")}
         arrays = {"BOXES": boxes, "SCORES": scores, "KEYFRAME_MS": frame_ms[keys], "FRAME_MS": frame_ms}
         arrays |= {name: np.array([value], np.int64) for name, value in numbers.items()}
